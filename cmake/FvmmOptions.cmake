@@ -1,0 +1,36 @@
+# Flags shared by every target of the project.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS ON)  # FVMM_TRY is a GNU statement expression
+set(CMAKE_C_STANDARD 17)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+
+option(FVMM_WERROR "Treat warnings as errors" ON)
+set(FVMM_SANITIZE "" CACHE STRING "Sanitizers, as -fsanitize takes them: address,undefined or thread")
+
+add_library(fvmm_flags INTERFACE)
+target_compile_options(fvmm_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
+                       $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor -Woverloaded-virtual>)
+if(FVMM_WERROR)
+  target_compile_options(fvmm_flags INTERFACE -Werror)
+endif()
+if(FVMM_SANITIZE)
+  target_compile_options(fvmm_flags INTERFACE -fsanitize=${FVMM_SANITIZE} -fno-omit-frame-pointer -g1)
+  target_link_options(fvmm_flags INTERFACE -fsanitize=${FVMM_SANITIZE})
+  target_compile_definitions(fvmm_flags INTERFACE FVMM_SANITIZED=1)
+  # Sanitizer instrumentation makes GCC 12 report false uninitialized and bounds warnings in the standard library.
+  target_compile_options(fvmm_flags INTERFACE -Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow
+                         -Wno-restrict -Wno-tsan)
+endif()
+target_include_directories(fvmm_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
+
+find_program(FVMM_CCACHE ccache)
+if(FVMM_CCACHE)
+  set(CMAKE_C_COMPILER_LAUNCHER ${FVMM_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${FVMM_CCACHE})
+endif()
+find_program(FVMM_MOLD mold)
+if(FVMM_MOLD)
+  add_link_options(-fuse-ld=mold)
+endif()

@@ -1,0 +1,36 @@
+# fvmm_library(NAME DEPS ...): src/NAME/*.cc and *.c as one static library fvmm_NAME, so the linker enforces layers.
+function(fvmm_library name)
+  cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.cc ${CMAKE_SOURCE_DIR}/src/${name}/*.c)
+  list(FILTER sources EXCLUDE REGEX "/main\\.cc$")
+  if(sources)
+    add_library(fvmm_${name} STATIC ${sources})
+    target_link_libraries(fvmm_${name} PUBLIC ${ARG_DEPS} PRIVATE fvmm_flags)
+    target_include_directories(fvmm_${name} PUBLIC ${CMAKE_SOURCE_DIR}/src)
+  else()
+    add_library(fvmm_${name} INTERFACE)
+    target_link_libraries(fvmm_${name} INTERFACE ${ARG_DEPS})
+  endif()
+endfunction()
+
+# fvmm_protos(TARGET DIR): every DIR/*.proto as one library; include as "DIR/x.pb.h". Generated code gets no warnings.
+function(fvmm_protos target dir)
+  file(GLOB protos CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${dir}/*.proto)
+  add_library(${target} STATIC ${protos})
+  target_link_libraries(${target} PUBLIC protobuf::libprotobuf)
+  target_include_directories(${target} SYSTEM PUBLIC ${CMAKE_BINARY_DIR}/generated)
+  file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/generated/${dir})
+  protobuf_generate(TARGET ${target} LANGUAGE cpp IMPORT_DIRS ${CMAKE_SOURCE_DIR}
+                    PROTOC_OUT_DIR ${CMAKE_BINARY_DIR}/generated)
+  if(FVMM_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${FVMM_SANITIZE} -fno-omit-frame-pointer -w)
+  endif()
+endfunction()
+
+# fvmm_program(NAME MAIN LIB): an executable of one main file over one library.
+function(fvmm_program name main lib)
+  if(EXISTS ${CMAKE_SOURCE_DIR}/${main})
+    add_executable(${name} ${main})
+    target_link_libraries(${name} PRIVATE ${lib} fvmm_flags)
+  endif()
+endfunction()

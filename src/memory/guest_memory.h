@@ -1,0 +1,59 @@
+// One door to guest RAM: mapping, checked access, device marks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "memory/dirty.h"
+#include "memory/layout.h"
+
+namespace fvmm::memory {
+
+/// Guest RAM as one contiguous host mapping in linear RAM order. Every offset and length is checked here and nowhere else.
+/// Owner: the VM. Accessors may be called from any thread; map_* only while no vCPU runs and no I/O is in flight.
+class GuestMemory {
+ public:
+  /// Reserves address space only (PROT_NONE, no memory): a warm worker's memslots point here before anything is mapped.
+  static Result<std::unique_ptr<GuestMemory>> reserve(std::uint64_t ram_bytes);
+  ~GuestMemory();
+  GuestMemory(const GuestMemory&) = delete;
+  GuestMemory& operator=(const GuestMemory&) = delete;
+  GuestMemory(GuestMemory&&) = delete;
+  GuestMemory& operator=(GuestMemory&&) = delete;
+
+  /// The zero template: anonymous private memory with transparent huge pages, MAP_FIXED over what was there.
+  Status map_zero();
+  /// A template's memory file, MAP_PRIVATE | MAP_FIXED. The file must have at least ram_bytes and never change.
+  /// Keeps a duplicate of `file`, so that template_page() can show the unmodified page.
+  Status map_private(int file);
+
+  [[nodiscard]] const Layout& layout() const { return layout_; }
+  [[nodiscard]] std::byte* host_base() const { return base_; }     // for memslots and iovecs; linear RAM order
+  [[nodiscard]] bool on_zero_template() const { return !template_file_; }
+
+  /// Guest-physical access, for boot, devices and tests. kOutOfRange when not wholly RAM of one slot.
+  Status read(std::uint64_t guest_address, std::span<std::byte> out) const;
+  Status write(std::uint64_t guest_address, std::span<const std::byte> in);  // writes, then marks
+
+  /// Linear pages, for templates and migration. FVMM_CHECKs the range: callers have validated it.
+  [[nodiscard]] std::span<const std::byte> pages(PageRange range) const;
+  /// For the receiving side before the VM has run: no mark. FVMM_CHECKs the range.
+  [[nodiscard]] std::span<std::byte> pages_for_load(PageRange range);
+  /// The template's bytes of one page (zeros on the zero template). Errors: kIo when the file cannot be read.
+  Status template_page(PageIndex page, std::span<std::byte, kPageBytes> out) const;
+
+  [[nodiscard]] AtomicBitmap& device_marks() { return device_marks_; }
+
+ private:
+  GuestMemory(Layout layout, std::byte* base);
+  Layout layout_;
+  std::byte* base_;
+  AtomicBitmap device_marks_;
+  UniqueFd template_file_;
+};
+
+}  // namespace fvmm::memory
