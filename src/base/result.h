@@ -73,9 +73,12 @@ inline void take(Status&&) {}
 }  // namespace fvmm
 
 /// Value of a Result expression, or returns its error from the enclosing function, with optional context in front.
-#define FVMM_TRY(expression, ...)                                                              \
-  __extension__({                                                                              \
-    auto fvmm_try_result = (expression);                                                       \
-    if (!fvmm_try_result) return std::move(fvmm_try_result.error()).with(__VA_ARGS__);         \
-    ::fvmm::detail::take(std::move(fvmm_try_result));                                          \
+#define FVMM_TRY(expression, ...) FVMM_TRY_NAMED(FVMM_TRY_NAME(__COUNTER__), expression, __VA_ARGS__)
+#define FVMM_TRY_NAME(counter) FVMM_TRY_PASTE(fvmm_try_, counter)
+#define FVMM_TRY_PASTE(prefix, counter) prefix##counter
+#define FVMM_TRY_NAMED(name, expression, ...)                       \
+  __extension__({                                                   \
+    auto name = (expression);                                       \
+    if (!name) return std::move(name.error()).with(__VA_ARGS__);    \
+    ::fvmm::detail::take(std::move(name));                          \
   })

@@ -22,8 +22,8 @@ namespace fvmm::control {
 
 inline constexpr std::uint32_t kRpcFrameBytesMax = 8 * 1024 * 1024;
 inline constexpr unsigned kConnectionsMax = 64;
-inline constexpr unsigned kCallsMax = 64;                 // under way at once, over all connections
-inline constexpr unsigned kDescriptorsPerCallMax = 4;     // SCM_RIGHTS descriptors with one request
+inline constexpr unsigned kCallsMax = 64;              // under way at once, over all connections
+inline constexpr unsigned kDescriptorsPerCallMax = 4;  // SCM_RIGHTS descriptors with one request
 inline constexpr std::uint32_t kDefaultDeadlineMs = 30'000;
 
 struct PeerCredentials {
@@ -40,7 +40,8 @@ class Call {
   [[nodiscard]] virtual const PeerCredentials& credentials() const = 0;
   /// True once the client is gone or the deadline has passed: a streaming handler looks and leaves.
   [[nodiscard]] virtual bool cancelled() const = 0;
-  /// One answer of a stream (not the last). Blocks while the client is slow, until the deadline. kCancelled when it is gone.
+  /// One answer of a stream (not the last). Blocks while the client is slow, until the deadline. kCancelled when it is
+  /// gone.
   virtual Status send(const google::protobuf::MessageLite& message) = 0;
   /// The descriptors that came with the request, in order; moved out once.
   virtual std::vector<UniqueFd> take_descriptors() = 0;
@@ -53,9 +54,10 @@ using Handler = std::function<Result<std::string>(Call& call, const std::string&
 class Server {
  public:
   struct Options {
-    std::filesystem::path socket;   // created with mode 0660; an old file nobody listens on is replaced
-    UniqueFd listener;              // instead of `socket`: systemd socket activation
-    /// Who may call; empty: uid 0, our own uid, and members of the socket file's group (its permissions did that already).
+    std::filesystem::path socket;  // created with mode 0660; an old file nobody listens on is replaced
+    UniqueFd listener;             // instead of `socket`: systemd socket activation
+    /// Who may call; empty: uid 0, our own uid, and members of the socket file's group (its permissions did that
+    /// already).
     std::function<bool(const PeerCredentials&)> allow;
   };
   static Result<std::unique_ptr<Server>> open(Options options);
@@ -65,7 +67,8 @@ class Server {
   /// Registers a unary method with typed messages.
   template <class Request, class Response>
   void unary(std::string method, std::function<Result<Response>(Call&, const Request&)> handler);
-  /// Registers a server-streaming method: the handler sends events through the call; its return value is the last message.
+  /// Registers a server-streaming method: the handler sends events through the call; its return value is the last
+  /// message.
   template <class Request, class Response>
   void stream(std::string method, std::function<Result<Response>(Call&, const Request&)> handler) {
     unary<Request, Response>(std::move(method), std::move(handler));
@@ -79,12 +82,13 @@ Result<std::string> parse_error(std::string_view method);  // kInvalidArgument: 
 template <class Request, class Response>
 void Server::unary(std::string method, std::function<Result<Response>(Call&, const Request&)> handler) {
   const std::string name = method;
-  handle(std::move(method), [name, handler = std::move(handler)](Call& call, const std::string& bytes) -> Result<std::string> {
-    Request request;
-    if (!request.ParseFromString(bytes)) return parse_error(name);
-    const Response response = FVMM_TRY(handler(call, request));
-    return response.SerializeAsString();
-  });
+  handle(std::move(method),
+         [name, handler = std::move(handler)](Call& call, const std::string& bytes) -> Result<std::string> {
+           Request request;
+           if (!request.ParseFromString(bytes)) return parse_error(name);
+           const Response response = FVMM_TRY(handler(call, request));
+           return response.SerializeAsString();
+         });
 }
 
 }  // namespace fvmm::control

@@ -28,7 +28,7 @@ class Device {
   Device(Device&&) = delete;
   Device& operator=(Device&&) = delete;
 
-  [[nodiscard]] virtual std::string_view id() const = 0;  // stable; names it in a snapshot
+  [[nodiscard]] virtual std::string_view id() const = 0;                  // stable; names it in a snapshot
   virtual void read(std::uint64_t offset, std::span<std::byte> out) = 0;  // answers as hardware would; never fails
   virtual void write(std::uint64_t offset, std::span<const std::byte> in) = 0;
 
@@ -50,7 +50,8 @@ class IrqLine {
   virtual void set(bool level) = 0;
 };
 
-/// Where a device's output leaves the VM. Stands in front of everything that leaves, so that fault tolerance can hold it.
+/// Where a device's output leaves the VM. Stands in front of everything that leaves, so that fault tolerance can hold
+/// it.
 class OutputSink {
  public:
   OutputSink() = default;

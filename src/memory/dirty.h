@@ -1,4 +1,5 @@
-// Dirty pages: bitmaps, where bits come from, and who reads them. DESIGN: one harvest, many readers; clear first, read after.
+// Dirty pages: bitmaps, where bits come from, and who reads them. DESIGN: one harvest, many readers; clear first, read
+// after.
 #pragma once
 
 #include <atomic>
@@ -31,7 +32,8 @@ class Bitmap {
   [[nodiscard]] bool test(PageIndex page) const;
   [[nodiscard]] std::uint64_t count() const;  // set bits
   void merge(const Bitmap& other);            // OR; sizes must match (FVMM_CHECK)
-  /// Runs of set bits, ascending, each at most `pages_max` long.
+  [[nodiscard]] bool any() const;             // at least one bit set
+  /// Runs of set bits, ascending, each at most `pages_max` (not zero) long.
   [[nodiscard]] std::vector<PageRange> ranges(std::uint64_t pages_max) const;
   [[nodiscard]] std::span<std::uint64_t> words() { return words_; }
   [[nodiscard]] std::span<const std::uint64_t> words() const { return words_; }
@@ -45,10 +47,13 @@ class Bitmap {
 class AtomicBitmap {
  public:
   explicit AtomicBitmap(std::uint64_t pages);
-  void set(PageIndex page);             // release: write first, then mark
-  void drain_into(Bitmap& out);         // exchange each word with 0 (acquire), OR into out
+  void set(PageIndex page);         // release: write first, then mark
+  void set_range(PageRange range);  // the same for each page of the range
+  void drain_into(Bitmap& out);     // exchange each word with 0 (acquire), OR into out; sizes must match
+  [[nodiscard]] std::uint64_t pages() const { return pages_; }
 
  private:
+  std::uint64_t pages_;
   std::vector<std::atomic<std::uint64_t>> words_;
 };
 
@@ -77,8 +82,9 @@ class DirtyTracker {
     Reader(Reader&&) = delete;
     Reader& operator=(Reader&&) = delete;
     [[nodiscard]] const Bitmap& pending() const { return pending_; }
-    Bitmap take();                      // pending, then empty
-    void put_back(const Bitmap& pages); // a failed send returns its bits
+    Bitmap take();                       // pending, then empty
+    void take_into(Bitmap& out);         // the same by exchange of buffers: `out` is overwritten, nothing is allocated
+    void put_back(const Bitmap& pages);  // a failed send returns its bits
     void reset() { pending_.clear_all(); }
 
    private:
@@ -91,7 +97,8 @@ class DirtyTracker {
   /// `kvm` may be null (tests); both must outlive the tracker.
   DirtyTracker(std::uint64_t pages, DirtySource* kvm, AtomicBitmap& devices);
   [[nodiscard]] std::unique_ptr<Reader> add_reader();
-  /// One harvest of guest and device bits, OR-ed into every reader. On error no bit is lost: what was read is delivered.
+  /// One harvest of guest and device bits, OR-ed into every reader. On error no bit is lost: what was read is
+  /// delivered. Without readers the sources are re-armed all the same and the bits are nobody's.
   Status harvest();
 
  private:
@@ -99,6 +106,7 @@ class DirtyTracker {
   DirtySource* kvm_;
   AtomicBitmap& devices_;
   std::vector<Reader*> readers_;
+  Bitmap harvested_;  // kept between harvests, so that one inside a pause allocates nothing
 };
 
 }  // namespace fvmm::memory

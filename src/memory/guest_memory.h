@@ -13,8 +13,8 @@
 
 namespace fvmm::memory {
 
-/// Guest RAM as one contiguous host mapping in linear RAM order. Every offset and length is checked here and nowhere else.
-/// Owner: the VM. Accessors may be called from any thread; map_* only while no vCPU runs and no I/O is in flight.
+/// Guest RAM as one contiguous host mapping in linear RAM order. Every offset and length is checked here and nowhere
+/// else. Owner: the VM. Accessors may be called from any thread; map_* only while no vCPU runs and no I/O is in flight.
 class GuestMemory {
  public:
   /// Reserves address space only (PROT_NONE, no memory): a warm worker's memslots point here before anything is mapped.
@@ -32,7 +32,7 @@ class GuestMemory {
   Status map_private(int file);
 
   [[nodiscard]] const Layout& layout() const { return layout_; }
-  [[nodiscard]] std::byte* host_base() const { return base_; }     // for memslots and iovecs; linear RAM order
+  [[nodiscard]] std::byte* host_base() const { return base_; }  // for memslots and iovecs; linear RAM order
   [[nodiscard]] bool on_zero_template() const { return !template_file_; }
 
   /// Guest-physical access, for boot, devices and tests. kOutOfRange when not wholly RAM of one slot.

@@ -1,4 +1,5 @@
-// A connection as the protocols see it: bytes in order, deadlines on every wait. io_uring in production, a script in tests.
+// A connection as the protocols see it: bytes in order, deadlines on every wait. io_uring in production, a script in
+// tests.
 #pragma once
 
 #include <sys/uio.h>
@@ -33,7 +34,7 @@ class Stream {
   /// Makes the owner's current and later calls end with kCancelled. Thread: any.
   virtual void cancel() = 0;
 
-  Status send(std::span<const iovec> parts, const Deadline& deadline);   // start, then finish
+  Status send(std::span<const iovec> parts, const Deadline& deadline);  // start, then finish
   Status send(std::span<const std::byte> bytes, const Deadline& deadline);
   Status receive(std::span<std::byte> bytes, const Deadline& deadline);
 };

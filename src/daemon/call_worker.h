@@ -1,0 +1,81 @@
+// Calls to a worker over its own socket: one connection per call. Thread: any.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <mutex>
+#include <set>
+#include <span>
+#include <string>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "control/client.h"
+#include "proto/worker.pb.h"
+
+namespace fvmm::daemon {
+
+/// Told once when fvmmd stops: ends the streams that follow workers, and nothing in the workers. Thread: any.
+class StopSignal {
+ public:
+  void fire();
+  [[nodiscard]] bool fired() const;
+
+  /// While it lives, fire() cancels the client; one made after fire() cancels at once.
+  class Guard {
+   public:
+    Guard(StopSignal& signal, control::Client& client);
+    ~Guard();
+    Guard(const Guard&) = delete;
+    Guard& operator=(const Guard&) = delete;
+    Guard(Guard&&) = delete;
+    Guard& operator=(Guard&&) = delete;
+
+   private:
+    StopSignal& signal_;
+    control::Client& client_;
+  };
+
+ private:
+  mutable std::mutex mutex_;
+  bool fired_ = false;                  // mutex_
+  std::set<control::Client*> clients_;  // mutex_
+};
+
+/// The Worker service of worker.proto, seen from fvmmd.
+class WorkerClient {
+ public:
+  explicit WorkerClient(std::filesystem::path socket) : socket_(std::move(socket)) {}
+
+  Result<v1::WorkerInfo> boot(const v1::WorkerBootRequest& request, const Deadline& deadline) const;
+  Result<v1::WorkerInfo> clone(const v1::WorkerCloneRequest& request, const Deadline& deadline) const;
+  Result<v1::WorkerInfo> resume(const Deadline& deadline) const;
+  Result<v1::WorkerInfo> pause(const Deadline& deadline) const;
+  Status stop(const Deadline& deadline) const;
+  Result<v1::WorkerInfo> info(const Deadline& deadline) const;
+  Result<v1::TemplateInfo> create_template(const v1::WorkerTemplateRequest& request, const Deadline& deadline) const;
+  Status cancel_migration(const Deadline& deadline) const;
+  Status add_connection(const v1::WorkerAddConnectionRequest& request, int connection, const Deadline& deadline) const;
+  Result<v1::WorkerInfo> settle(bool resume, const Deadline& deadline) const;
+  Result<v1::SessionAnswer> ask_session(const v1::SessionQuery& query, const Deadline& deadline) const;
+  Status poke(const v1::PokeRequest& request, const Deadline& deadline) const;
+
+  /// Streams. The callback returns false to leave; the signal ends them with kCancelled.
+  Status watch(StopSignal& stop, const Deadline& deadline, const std::function<bool(const v1::WorkerInfo&)>& event) const;
+  Status migrate(const v1::WorkerMigrateRequest& request, StopSignal& stop, const Deadline& deadline,
+                 const std::function<bool(const v1::MigrateEvent&)>& event) const;
+  Status receive(const v1::WorkerReceiveRequest& request, int connection, StopSignal& stop, const Deadline& deadline,
+                 const std::function<bool(const v1::WorkerInfo&)>& event) const;
+
+ private:
+  template <class Response, class Request>
+  Result<Response> call(const char* method, const Request& request, const Deadline& deadline,
+                        std::span<const int> descriptors = {}) const;
+  template <class Event, class Request>
+  Status stream(const char* method, const Request& request, StopSignal& stop, const Deadline& deadline,
+                const std::function<bool(const Event&)>& event, std::span<const int> descriptors = {}) const;
+
+  std::filesystem::path socket_;
+};
+
+}  // namespace fvmm::daemon

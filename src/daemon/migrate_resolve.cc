@@ -1,0 +1,123 @@
+// MigrationService::resolve(): asks the peer, decides (resolve.h), carries it out.
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "base/file.h"
+#include "daemon/migration_service.h"
+#include "daemon/peer_version.h"
+#include "daemon/spawner.h"
+#include "daemon/template_service.h"
+#include "net/channel.h"
+#include "net/frame.h"
+
+namespace fvmm::daemon {
+namespace {
+
+constexpr std::chrono::seconds kSettleWait{30};
+
+std::string outcome_text(Resolution resolution) {
+  switch (resolution) {
+    case Resolution::kRunHere: return "runs here";
+    case Resolution::kMoved: return "moved";
+    case Resolution::kLost: return "lost";
+    case Resolution::kDropReplica: return "replica dropped";
+    case Resolution::kStay:
+    case Resolution::kNothingToRun: break;
+  }
+  return "unsettled";
+}
+
+Result<Force> parse_force(const v1::ResolveRequest& request) {
+  if (request.force_start_here() && request.force_discard()) {
+    return Error(Errc::kInvalidArgument, "--force-start-here and --force-discard exclude each other");
+  }
+  if (request.force_start_here()) return Force::kStartHere;
+  return request.force_discard() ? Force::kDiscard : Force::kNone;
+}
+
+}  // namespace
+
+Result<v1::SessionAnswer> ask_peer(const v1::SessionRecord& session) {
+  const Deadline deadline = Deadline::after(kAskPeerWait);
+  const net::Endpoint peer = FVMM_TRY(parse_peer(session.peer()));
+  const auto channel = FVMM_TRY(net::Channel::connect(peer, deadline));
+  v1::PeerHello hello;
+  hello.set_version(kPeerVersion);
+  hello.set_purpose(v1::QUERY_SESSION);
+  hello.set_session(session.session());
+  hello.mutable_vm()->set_id(session.vm());
+  hello.set_fencing_token(session.fencing_token());
+  FVMM_TRY(net::send_message(*channel, net::FrameType::kHello, hello, deadline), session.peer());
+  v1::PeerMessage message;
+  FVMM_TRY(net::receive_message(*channel, net::FrameType::kControl, message, deadline), session.peer());
+  if (message.kind() == v1::PEER_ANSWER) return message.answer();
+  return Error(Errc::kFailedPrecondition, fmt::format("{}: {}", session.peer(), message.reason()));
+}
+
+Result<v1::ResolveReport> MigrationService::resolve(const v1::ResolveRequest& request) {
+  const Force force = FVMM_TRY(parse_force(request));
+  Claim claim = FVMM_TRY(registry_.claim(request.vm(), "migrate resolve", Registry::Allow::kUnsettled));
+  const VmView vm = claim.view();
+  if (vm.state() != v1::VM_UNSETTLED) {
+    return Error(Errc::kFailedPrecondition,
+                 fmt::format("VM {} is {}: there is nothing to resolve", request.vm(), state_text(vm.state())));
+  }
+  const v1::SessionRecord session = read_session(vm.directory).value_or(v1::SessionRecord());
+  v1::SessionAnswer answer = answer_of(session);  // a record settled meanwhile speaks for itself
+  if (session.outcome() == v1::OUTCOME_OPEN && session.role() != v1::SESSION_ROLE_NONE) {
+    auto asked = options_.ask(session);
+    answer = asked ? std::move(*asked) : v1::SessionAnswer();
+    if (!asked) answer.set_detail(asked.error().message());
+  }
+  const ResolveInput input{session.role(), parse_outcome(answer), vm.worker && vm.worker->alive(), force};
+  const Resolution resolution = daemon::resolve(input);
+  if (resolution == Resolution::kNothingToRun) {
+    return Error(Errc::kFailedPrecondition,
+                 fmt::format("VM {}: its worker is gone and with it the memory, nothing can be started here; "
+                             "--force-discard gives it up",
+                             request.vm()));
+  }
+  if (by_force(input)) {
+    spdlog::warn("VM {}: resolved by force ({}) without an answer from {}: this may make two runners", request.vm(),
+                 force == Force::kStartHere ? "start here" : "discard", session.peer());
+  }
+  v1::ResolveReport report;
+  report.set_outcome(outcome_text(resolution));
+  report.set_detail(answer.detail());
+  FVMM_TRY(carry_out(claim, resolution, session), request.vm());
+  // Asked through the registry: a dropped replica may be no VM any more.
+  VmView after = claim.view();
+  after.busy.clear();
+  *report.mutable_vm() = to_info(after);
+  return report;
+}
+
+Status MigrationService::carry_out(Claim& claim, Resolution resolution, const v1::SessionRecord& session) {
+  const VmView vm = claim.view();
+  if (resolution == Resolution::kStay) return {};
+  if (resolution == Resolution::kRunHere) {
+    const auto info = FVMM_TRY(WorkerClient(vm.worker->socket()).settle(true, Deadline::after(kSettleWait)));
+    claim.note(info);
+    return claim.finish_incoming([&](v1::VmRecord& record) {
+      record.set_state(info.state());
+      record.set_detail("");
+      record.set_fencing_token(std::max(record.fencing_token(), info.fencing_token()));
+    });
+  }
+  if (vm.worker) {
+    // Asked first, so that the worker writes the outcome itself; what it could not write is written below.
+    const auto let_go = WorkerClient(vm.worker->socket()).settle(false, Deadline::after(kSettleWait));
+    if (!let_go) spdlog::warn("worker {}: {}", vm.worker->pid(), let_go.error().message());
+    end_worker(*claim.detach());
+  }
+  if (session.role() == v1::SESSION_ROLE_NONE) {
+    FVMM_TRY(remove_file(vm.directory / kSessionFile));
+  } else {
+    v1::SessionRecord settled = session;
+    settled.set_outcome(outcome_after(resolution, session.role()).value_or(v1::OUTCOME_OPEN));
+    FVMM_TRY(write_session(vm.directory, settled));
+  }
+  return claim.settle_without_worker("");
+}
+
+}  // namespace fvmm::daemon

@@ -1,0 +1,144 @@
+#include "daemon/template_service.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "daemon/call_worker.h"
+#include "daemon/checks.h"
+
+namespace fvmm::daemon {
+
+v1::TemplateRef to_ref(const memory::TemplateInfo& info) {
+  v1::TemplateRef ref;
+  ref.set_id(info.id.raw());
+  ref.set_name(info.name);
+  ref.set_generation(info.generation);
+  ref.set_digest(info.digest.raw());
+  ref.set_memory_bytes(info.memory_bytes);
+  return ref;
+}
+
+v1::TemplateInfo to_proto(const memory::TemplateInfo& info) {
+  v1::TemplateInfo out;
+  *out.mutable_ref() = to_ref(info);
+  out.set_stored_bytes(info.stored_bytes);
+  out.set_pages(info.pages);
+  out.set_pins(info.pins);
+  out.set_created(info.created);
+  *out.mutable_config() = info.config;
+  return out;
+}
+
+Result<net::Endpoint> parse_peer(const std::string& text) {
+  net::Endpoint peer = FVMM_TRY(net::Endpoint::parse(text), "peer");
+  if (peer.loopback()) return peer;
+  return Error(Errc::kInvalidArgument,
+               fmt::format("peer {} is not on this host: until peers are authenticated only loopback addresses are "
+                           "allowed (tunnel to the peer, for example with ssh -L)",
+                           text));
+}
+
+Result<v1::TemplateInfo> TemplateService::create(const v1::CreateTemplateRequest& request, const Deadline& deadline) {
+  FVMM_TRY(check_name("template", request.name()));
+  if (!request.engine().empty() && request.engine() != "auto" && request.engine() != "stop") {
+    return Error(Errc::kInvalidArgument,
+                 fmt::format("unknown engine \"{}\"; there are auto and stop", request.engine()));
+  }
+  if (store_.find(request.name())) {
+    return Error(Errc::kAlreadyExists, fmt::format("a template named {} exists", request.name()));
+  }
+  const Claim claim = FVMM_TRY(registry_.claim(request.vm(), fmt::format("template create {}", request.name())));
+  const VmView vm = claim.view();
+  if (!vm.worker || (vm.state() != v1::VM_RUNNING && vm.state() != v1::VM_PAUSED)) {
+    return Error(Errc::kFailedPrecondition,
+                 fmt::format("VM {} is {}: a template is taken of a running or paused VM", request.vm(), state_text(vm.state())));
+  }
+  v1::WorkerTemplateRequest work;
+  work.set_name(request.name());
+  work.set_store_directory(store_.directory().string());
+  work.set_engine(request.engine());
+  return WorkerClient(vm.worker->socket()).create_template(work, deadline);
+}
+
+Result<v1::TemplateList> TemplateService::list() const {
+  v1::TemplateList out;
+  for (const auto& info : FVMM_TRY(store_.list())) *out.add_templates() = to_proto(info);
+  return out;
+}
+
+Result<v1::TemplateInfo> TemplateService::show(const std::string& name) const {
+  return to_proto(FVMM_TRY(store_.find(name)));
+}
+
+Result<v1::VerifyReport> TemplateService::verify(const std::string& name) const {
+  const auto report = FVMM_TRY(store_.verify(name));
+  v1::VerifyReport out;
+  out.set_good(report.pages_bad == 0 && report.detail.empty());
+  out.set_pages_checked(report.pages_checked);
+  out.set_pages_bad(report.pages_bad);
+  out.set_detail(report.detail);
+  return out;
+}
+
+Status TemplateService::remove(const std::string& name) { return store_.remove(name); }
+
+Result<v1::TemplateInfo> TemplateService::import(const v1::ImportRequest& request) {
+  if (!request.link()) {
+    return Error(Errc::kInvalidArgument, "template import takes over files by hard links only: add --link");
+  }
+  if (!request.directory().starts_with('/')) {
+    return Error(Errc::kInvalidArgument, fmt::format("\"{}\" must be an absolute path", request.directory()));
+  }
+  return to_proto(FVMM_TRY(store_.import_linked(request.directory())));
+}
+
+Result<v1::PushEvent> TemplateService::push(const v1::PushRequest& request,
+                                            const std::function<bool(const v1::PushEvent&)>& progress) {
+  const net::Endpoint to = FVMM_TRY(parse_peer(request.to()));
+  const auto info = FVMM_TRY(store_.find(request.name()));
+  const auto source = FVMM_TRY(memory::OpenTemplate::open(info.directory));
+  const Deadline deadline = request.timeout_ms() == 0
+                                ? Deadline::after(kPushWaitMax)
+                                : Deadline::after(std::chrono::milliseconds(request.timeout_ms())).sooner(kPushWaitMax);
+  v1::PushEvent event;
+  const auto on_progress = [&](const migration::PushProgress& at) {
+    event.set_bytes_done(at.bytes_done);
+    event.set_bytes_total(at.bytes_total);
+    return progress(event);
+  };
+  const auto stats = FVMM_TRY(migration::push_template(source, to, deadline, on_progress),
+                              fmt::format("push {} to {}", request.name(), request.to()));
+  event.set_done(true);
+  event.set_already_there(stats.already_there);
+  event.set_bytes_sent(stats.bytes_sent);
+  event.set_duration_ms(stats.duration_ms);
+  return event;
+}
+
+void TemplateService::bind(control::Server& server) {
+  using control::Call;
+  using v1::TemplateInfo;
+  using v1::TemplateName;
+  server.unary<v1::CreateTemplateRequest, TemplateInfo>(
+      "fvmm.v1.Templates/Create",
+      [this](Call& call, const v1::CreateTemplateRequest& request) { return create(request, call.deadline()); });
+  server.unary<v1::Empty, v1::TemplateList>("fvmm.v1.Templates/List", [this](Call&, const v1::Empty&) { return list(); });
+  server.unary<TemplateName, TemplateInfo>("fvmm.v1.Templates/Show",
+                                           [this](Call&, const TemplateName& request) { return show(request.name()); });
+  server.stream<v1::PushRequest, v1::PushEvent>(
+      "fvmm.v1.Templates/Push", [this](Call& call, const v1::PushRequest& request) {
+        return push(request, [&call](const v1::PushEvent& event) { return !call.cancelled() && call.send(event).ok(); });
+      });
+  server.unary<v1::ImportRequest, TemplateInfo>("fvmm.v1.Templates/Import",
+                                                [this](Call&, const v1::ImportRequest& request) { return import(request); });
+  server.unary<TemplateName, v1::Empty>("fvmm.v1.Templates/Remove",
+                                        [this](Call&, const TemplateName& request) -> Result<v1::Empty> {
+                                          FVMM_TRY(remove(request.name()));
+                                          return v1::Empty();
+                                        });
+  server.unary<TemplateName, v1::VerifyReport>("fvmm.v1.Templates/Verify", [this](Call&, const TemplateName& request) {
+    return verify(request.name());
+  });
+}
+
+}  // namespace fvmm::daemon

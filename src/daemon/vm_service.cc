@@ -1,0 +1,197 @@
+#include "daemon/vm_service.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "daemon/call_worker.h"
+#include "daemon/checks.h"
+#include "daemon/spawner.h"
+
+namespace fvmm::daemon {
+namespace {
+
+constexpr std::chrono::seconds kShowWait{1};  // for a worker's live figures; without them the last report is shown
+
+Status check_startable(const VmView& vm) {
+  const std::string& name = vm.record.config().name();
+  const v1::VmState state = vm.state();
+  switch (state) {
+    case v1::VM_CREATED:
+    case v1::VM_STOPPED:
+    case v1::VM_LOST:
+    case v1::VM_FAILED: break;
+    case v1::VM_PAUSED: return Error(Errc::kFailedPrecondition, fmt::format("VM {0} is paused: \"vm resume {0}\"", name));
+    case v1::VM_MOVED:
+      return Error(Errc::kFailedPrecondition, fmt::format("VM {} moved to {} and runs there", name, vm.record.moved_to()));
+    default: return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}", name, state_text(state)));
+  }
+  const auto session = read_session(vm.directory);
+  if (vm.worker || (session && session->outcome() == v1::OUTCOME_OPEN)) {
+    return Error(Errc::kFailedPrecondition, fmt::format("VM {0} is not settled: \"migrate resolve {0}\"", name));
+  }
+  return {};
+}
+
+Result<std::shared_ptr<WorkerProcess>> running_worker(const VmView& vm) {
+  if (vm.worker) return vm.worker;
+  return Error(Errc::kFailedPrecondition,
+               fmt::format("VM {} is not running, it is {}", vm.record.config().name(), state_text(vm.state())));
+}
+
+}  // namespace
+
+Result<v1::VmInfo> VmService::create(const v1::CreateVmRequest& request, const Deadline& deadline) {
+  const SteadyTime accepted = std::chrono::steady_clock::now();
+  v1::VmRecord record;
+  *record.mutable_config() = request.config();
+  record.mutable_config()->set_id(Id::random().raw());
+  record.set_state(v1::VM_CREATED);
+  record.set_fencing_token(1);
+  FVMM_TRY(check_config(record.config()));
+  FVMM_TRY(check_fits(record.config(), FVMM_TRY(read_host_memory())));
+  FVMM_TRY(check_files(record.config()));
+  auto claims = FVMM_TRY(registry_.reserve({record}, "create"));
+  if (request.start()) {
+    FVMM_TRY(launch(claims.front(), accepted, deadline), record.config().name());
+  } else {
+    FVMM_TRY(claims.front().change([](v1::VmRecord&) {}));
+  }
+  VmView view = claims.front().view();
+  view.busy.clear();
+  return to_info(view);
+}
+
+Result<v1::VmInfo> VmService::start(const std::string& name, const Deadline& deadline) {
+  const SteadyTime accepted = std::chrono::steady_clock::now();
+  Claim claim = FVMM_TRY(registry_.claim(name, "start"));
+  VmView view = claim.view();
+  FVMM_TRY(check_startable(view));
+  FVMM_TRY(check_fits(view.record.config(), FVMM_TRY(read_host_memory())));
+  FVMM_TRY(launch(claim, accepted, deadline), name);
+  view = claim.view();
+  view.busy.clear();
+  return to_info(view);
+}
+
+Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmView& vm, const Deadline& deadline) const {
+  const WorkerClient client(worker.socket());
+  if (vm.record.template_().id().empty()) {
+    FVMM_TRY(check_files(vm.record.config()));
+    v1::WorkerBootRequest request;
+    *request.mutable_config() = vm.record.config();
+    request.set_vm_directory(vm.directory.string());
+    request.set_fencing_token(vm.record.fencing_token());
+    request.set_run(true);
+    return client.boot(request, deadline);
+  }
+  const v1::TemplateRef& from = vm.record.template_();
+  const Id id = FVMM_TRY(Id::from_bytes(from.id()), "template id");
+  const memory::Digest digest = FVMM_TRY(Id::from_bytes(from.digest()), "template digest");
+  const auto info = FVMM_TRY(store_.find(id, digest), fmt::format("template {}", from.name()));
+  v1::WorkerCloneRequest request;
+  *request.mutable_config() = vm.record.config();
+  request.set_vm_directory(vm.directory.string());
+  request.set_template_directory(info.directory.string());
+  request.set_fencing_token(vm.record.fencing_token());
+  request.set_run(true);
+  return client.clone(request, deadline);
+}
+
+Status VmService::launch(Claim& claim, SteadyTime accepted, const Deadline& deadline) {
+  const VmView vm = claim.view();
+  FVMM_TRY(claim.make_directory());
+  const Shape shape{vm.record.config().memory_bytes(), vm.record.config().vcpus()};
+  const auto taken = FVMM_TRY(pool_.take(shape, deadline));
+  const double before_ms = to_ms(std::chrono::steady_clock::now() - accepted);
+  auto info = boot_in(*taken.worker, vm, deadline);
+  if (!info) {
+    // Also when only its answer is missing: it is gone before anyone may start this VM again.
+    end_worker(*taken.worker);
+    return std::move(info.error());
+  }
+  // The record follows the start: a restart in between finds the VM in its worker.
+  claim.attach(taken.worker, *info, before_ms + info->start_ms());
+  const Status saved = claim.change([&](v1::VmRecord& record) {
+    record.set_state(info->state());
+    record.set_detail("");
+  });
+  if (!saved) {
+    claim.detach();
+    end_worker(*taken.worker);
+    return saved;
+  }
+  spdlog::info("VM {} runs in worker {}{}, {:.1f} ms", vm.record.config().name(), taken.worker->pid(),
+               taken.cold ? " (no warm one fitted)" : "", before_ms + info->start_ms());
+  supervisor_.watch(claim.id(), taken.worker);
+  return {};
+}
+
+Result<v1::VmInfo> VmService::pause(const std::string& name, const Deadline& deadline) {
+  Claim claim = FVMM_TRY(registry_.claim(name, "pause"));
+  const auto worker = FVMM_TRY(running_worker(claim.view()));
+  const auto info = FVMM_TRY(WorkerClient(worker->socket()).pause(deadline), name);
+  claim.note(info);
+  FVMM_TRY(claim.change([&](v1::VmRecord& record) { record.set_state(info.state()); }));
+  VmView view = claim.view();
+  view.busy.clear();
+  return to_info(view);
+}
+
+Result<v1::VmInfo> VmService::resume(const std::string& name, const Deadline& deadline) {
+  Claim claim = FVMM_TRY(registry_.claim(name, "resume"));
+  const auto worker = FVMM_TRY(running_worker(claim.view()));
+  const auto info = FVMM_TRY(WorkerClient(worker->socket()).resume(deadline), name);
+  claim.note(info);
+  FVMM_TRY(claim.change([&](v1::VmRecord& record) { record.set_state(info.state()); }));
+  VmView view = claim.view();
+  view.busy.clear();
+  return to_info(view);
+}
+
+Result<v1::VmInfo> VmService::stop(const std::string& name) {
+  Claim claim = FVMM_TRY(registry_.claim(name, "stop"));
+  FVMM_TRY(running_worker(claim.view()));
+  const auto worker = claim.detach();
+  end_worker(*worker);
+  FVMM_TRY(claim.change([&](v1::VmRecord& record) {
+    record.set_state(v1::VM_STOPPED);
+    record.set_detail("");
+  }));
+  VmView view = claim.view();
+  view.busy.clear();
+  return to_info(view);
+}
+
+Status VmService::remove(const std::string& name) {
+  Claim claim = FVMM_TRY(registry_.claim(name, "rm"));
+  const VmView vm = claim.view();
+  if (vm.worker) {
+    return Error(Errc::kFailedPrecondition,
+                 fmt::format("VM {} is {}: stop it first (\"vm stop {}\")", name, state_text(vm.state()), name));
+  }
+  return claim.remove();
+}
+
+v1::VmList VmService::list() const {
+  v1::VmList out;
+  for (const VmView& view : registry_.list()) *out.add_vms() = to_info(view);
+  return out;
+}
+
+Result<v1::VmInfo> VmService::show(const std::string& name) const {
+  VmView view = FVMM_TRY(registry_.find(name));
+  if (view.worker) {
+    auto live = WorkerClient(view.worker->socket()).info(Deadline::after(kShowWait));
+    if (live) view.info = std::move(*live);
+  }
+  return to_info(view);
+}
+
+Status VmService::poke(const v1::PokeRequest& request, const Deadline& deadline) {
+  if (!test_hooks_) return Error(Errc::kPermissionDenied, "poke is a test hook: start fvmmd with --test-hooks");
+  Claim claim = FVMM_TRY(registry_.claim(request.name(), "poke"));
+  const auto worker = FVMM_TRY(running_worker(claim.view()));
+  return WorkerClient(worker->socket()).poke(request, deadline);
+}
+
+}  // namespace fvmm::daemon

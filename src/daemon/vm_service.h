@@ -1,0 +1,60 @@
+// The Vms service: what a person does with one VM on this host.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "control/server.h"
+#include "daemon/pool.h"
+#include "daemon/registry.h"
+#include "daemon/supervisor.h"
+#include "memory/template_store.h"
+#include "proto/control.pb.h"
+
+namespace fvmm::daemon {
+
+inline constexpr unsigned kClonesMax = 256;      // of one command
+inline constexpr unsigned kStartThreadsMax = 8;  // clones started at once
+
+/// Owner: the daemon. Thread: any; the VM's Claim keeps commands on one VM apart.
+class VmService {
+ public:
+  VmService(Registry& registry, WorkerPool& pool, Supervisor& supervisor, const memory::TemplateStore& store,
+            bool test_hooks)
+      : registry_(registry), pool_(pool), supervisor_(supervisor), store_(store), test_hooks_(test_hooks) {}
+
+  void bind(control::Server& server);
+
+  Result<v1::VmInfo> create(const v1::CreateVmRequest& request, const Deadline& deadline);
+  Result<v1::VmInfo> start(const std::string& name, const Deadline& deadline);
+  Result<v1::VmInfo> pause(const std::string& name, const Deadline& deadline);
+  Result<v1::VmInfo> resume(const std::string& name, const Deadline& deadline);
+  Result<v1::VmInfo> stop(const std::string& name);
+  Status remove(const std::string& name);
+  [[nodiscard]] v1::VmList list() const;
+  Result<v1::VmInfo> show(const std::string& name) const;
+  Result<v1::VmList> clone(const v1::CloneRequest& request, const Deadline& deadline);
+  Status poke(const v1::PokeRequest& request, const Deadline& deadline);
+
+  /// Serial output from an offset on; with `follow` until the VM's worker has ended, or `left` says the reader has.
+  Result<v1::LogChunk> logs(const v1::LogsRequest& request, const std::function<Status(const v1::LogChunk&)>& send,
+                            const std::function<bool()>& left);
+
+ private:
+  /// Takes a worker and runs the claimed VM in it: from its template if it came from one, else from its kernel.
+  Status launch(Claim& claim, SteadyTime accepted, const Deadline& deadline);
+  Result<v1::WorkerInfo> boot_in(const WorkerProcess& worker, const VmView& vm, const Deadline& deadline) const;
+  Result<std::vector<v1::VmRecord>> clone_records(const v1::CloneRequest& request) const;
+  Status launch_all(std::vector<Claim>& claims, SteadyTime accepted, const Deadline& deadline);
+
+  Registry& registry_;
+  WorkerPool& pool_;
+  Supervisor& supervisor_;
+  const memory::TemplateStore& store_;
+  const bool test_hooks_;
+};
+
+}  // namespace fvmm::daemon

@@ -1,0 +1,139 @@
+#include "memory/guest_memory.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/file.h"
+
+namespace fvmm::memory {
+namespace {
+
+constexpr std::uint64_t kHugePageBytes = 2 * kMiB;
+
+Error map_error(std::string_view what, int error) {
+  return Error(error == ENOMEM ? Errc::kResourceExhausted : Errc::kIo, std::string(what), error);
+}
+
+/// PROT_NONE address space of that size on a 2 MiB boundary: huge pages need host and guest addresses that agree.
+Result<std::byte*> reserve_aligned(std::uint64_t bytes) {
+  const std::uint64_t padded = bytes + kHugePageBytes;
+  void* raw = ::mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED) return map_error("reserve address space for guest RAM", errno);
+  auto* start = static_cast<std::byte*>(raw);
+  const std::uint64_t misfit = reinterpret_cast<std::uintptr_t>(start) % kHugePageBytes;
+  const std::uint64_t head = misfit == 0 ? 0 : kHugePageBytes - misfit;
+  const std::uint64_t tail = padded - head - bytes;
+  if (head != 0) ::munmap(start, head);
+  if (tail != 0) ::munmap(start + head + bytes, tail);
+  return start + head;
+}
+
+/// Guest RAM never goes into a core dump: it is as large as the VM, and it is the guest's.
+Status keep_out_of_dumps(std::byte* base, std::uint64_t bytes) {
+  if (::madvise(base, bytes, MADV_DONTDUMP) != 0) return Error(Errc::kIo, "madvise(MADV_DONTDUMP)", errno);
+  return {};
+}
+
+Status check_size(int file, std::uint64_t ram_bytes) {
+  struct stat info {};
+  if (::fstat(file, &info) != 0) return Error(Errc::kIo, "stat of the memory file", errno);
+  if (static_cast<std::uint64_t>(info.st_size) < ram_bytes) {
+    return Error(Errc::kFailedPrecondition,
+                 fmt::format("memory file has {} bytes, guest RAM {}", info.st_size, ram_bytes));
+  }
+  return {};
+}
+
+}  // namespace
+
+GuestMemory::GuestMemory(Layout layout, std::byte* base)
+    : layout_(layout), base_(base), device_marks_(layout.pages()) {}
+
+GuestMemory::~GuestMemory() {
+  ::munmap(base_, layout_.ram_bytes());
+}
+
+Result<std::unique_ptr<GuestMemory>> GuestMemory::reserve(std::uint64_t ram_bytes) {
+  const Layout layout = FVMM_TRY(Layout::of(ram_bytes));
+  std::byte* base = FVMM_TRY(reserve_aligned(ram_bytes));
+  std::unique_ptr<GuestMemory> memory(new GuestMemory(layout, base));
+  FVMM_TRY(keep_out_of_dumps(base, ram_bytes));
+  return memory;
+}
+
+Status GuestMemory::map_zero() {
+  const std::uint64_t bytes = layout_.ram_bytes();
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+  if (::mmap(base_, bytes, PROT_READ | PROT_WRITE, kFlags, -1, 0) == MAP_FAILED) {
+    return map_error("map anonymous guest RAM", errno);
+  }
+  template_file_.reset();
+  // EINVAL: a kernel without transparent huge pages. The guest runs, only slower.
+  if (::madvise(base_, bytes, MADV_HUGEPAGE) != 0 && errno != EINVAL) {
+    return Error(Errc::kIo, "madvise(MADV_HUGEPAGE)", errno);
+  }
+  return keep_out_of_dumps(base_, bytes);
+}
+
+Status GuestMemory::map_private(int file) {
+  const std::uint64_t bytes = layout_.ram_bytes();
+  FVMM_TRY(check_size(file, bytes));
+  UniqueFd kept(::fcntl(file, F_DUPFD_CLOEXEC, 0));
+  if (!kept) return Error(Errc::kIo, "duplicate the memory file", errno);
+  constexpr int kFlags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+  if (::mmap(base_, bytes, PROT_READ | PROT_WRITE, kFlags, kept.get(), 0) == MAP_FAILED) {
+    return map_error("map the template's memory file", errno);
+  }
+  template_file_ = std::move(kept);
+  return keep_out_of_dumps(base_, bytes);
+}
+
+Status GuestMemory::read(std::uint64_t guest_address, std::span<std::byte> out) const {
+  const auto offset = layout_.ram_offset(guest_address, out.size());
+  if (!offset) {
+    return Error(Errc::kOutOfRange, fmt::format("read of {} bytes at {:#x} is not RAM", out.size(), guest_address));
+  }
+  if (!out.empty()) std::memcpy(out.data(), base_ + *offset, out.size());
+  return {};
+}
+
+Status GuestMemory::write(std::uint64_t guest_address, std::span<const std::byte> in) {
+  const auto offset = layout_.ram_offset(guest_address, in.size());
+  if (!offset) {
+    return Error(Errc::kOutOfRange, fmt::format("write of {} bytes at {:#x} is not RAM", in.size(), guest_address));
+  }
+  if (in.empty()) return {};
+  std::memcpy(base_ + *offset, in.data(), in.size());
+  const PageIndex first = *offset / kPageBytes;
+  const PageIndex last = (*offset + in.size() - 1) / kPageBytes;
+  device_marks_.set_range({.first = first, .count = last - first + 1});  // after the copy: write first, then mark
+  return {};
+}
+
+std::span<const std::byte> GuestMemory::pages(PageRange range) const {
+  FVMM_CHECK(range.first <= layout_.pages() && range.count <= layout_.pages() - range.first, "pages outside RAM");
+  return {base_ + range.first * kPageBytes, range.count * kPageBytes};
+}
+
+std::span<std::byte> GuestMemory::pages_for_load(PageRange range) {
+  FVMM_CHECK(range.first <= layout_.pages() && range.count <= layout_.pages() - range.first, "pages outside RAM");
+  return {base_ + range.first * kPageBytes, range.count * kPageBytes};
+}
+
+Status GuestMemory::template_page(PageIndex page, std::span<std::byte, kPageBytes> out) const {
+  FVMM_CHECK(page < layout_.pages(), "page outside RAM");
+  if (!template_file_) {
+    std::fill(out.begin(), out.end(), std::byte{0});
+    return {};
+  }
+  return read_all(template_file_.get(), out, page * kPageBytes);
+}
+
+}  // namespace fvmm::memory

@@ -1,0 +1,47 @@
+// What a migration needs of a VM, and the VM with its identity and template: the object a migration takes and gives back.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "base/result.h"
+#include "memory/dirty.h"
+#include "memory/guest_memory.h"
+#include "memory/template_store.h"
+#include "proto/config.pb.h"
+#include "proto/peer.pb.h"
+#include "proto/state.pb.h"
+
+namespace fvmm::migration {
+
+/// A VM as the protocol sees it: vmm::Vm in production (VmMachine), a fake in simulation. Owner: one thread.
+class Machine {
+ public:
+  Machine() = default;
+  virtual ~Machine() = default;
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
+  Machine(Machine&&) = delete;
+  Machine& operator=(Machine&&) = delete;
+
+  virtual memory::GuestMemory& memory() = 0;
+  virtual memory::DirtyTracker& dirty() = 0;
+  [[nodiscard]] virtual bool paused() const = 0;
+  virtual Status pause() = 0;   // every vCPU parked, its last exit complete, device I/O drained
+  virtual Status resume() = 0;  // answers when every vCPU thread is about to enter the guest
+  virtual Result<v1::MachineState> save_state() = 0;
+  virtual Status load_state(const v1::MachineState& state) = 0;
+  [[nodiscard]] virtual v1::CpuIdentity cpu() const = 0;
+};
+
+/// A VM, who it is, and what its memory is a delta of.
+struct Guest {
+  v1::VmConfig config;
+  std::uint64_t fencing_token = 0;
+  v1::TemplateRef base;                                   // empty id: the zero template
+  std::optional<memory::OpenTemplate> pin;                // holds the base while we map it
+  std::unique_ptr<Machine> machine;
+  std::unique_ptr<memory::DirtyTracker::Reader> since_base;  // pages that differ from the base; dies before the machine
+};
+
+}  // namespace fvmm::migration

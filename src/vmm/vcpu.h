@@ -1,0 +1,95 @@
+// One vCPU and the thread that owns it.
+//
+//            run                 kicked, "park" in the mailbox
+//   Parked ───────► Running ─────────────────────────────────► Parked      quit (from any) ──► thread ends
+//                      └── an exit nobody can go on from ──► Stopped (accepts everything but run)
+//
+// Other threads send a message and wait for its answer; they never reach in. A park is seen only after KVM_RUN returned
+// EINTR with immediate_exit set, so the last exit's port or MMIO access is complete and the state can be saved.
+#pragma once
+
+#include <functional>
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "base/clock.h"
+#include "base/mailbox.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "devices/bus.h"
+#include "memory/guest_memory.h"
+#include "vmm/kvm.h"
+
+namespace fvmm::vmm {
+
+/// Why a vCPU stopped by itself.
+struct VcpuStop {
+  enum class Kind { kReset, kFailed };
+  Kind kind = Kind::kFailed;
+  std::string report;  // for people: exit reason, registers, code bytes
+};
+
+/// What a vCPU's exits act on. Set once before the first run; outlives the vCPU.
+struct VcpuEnvironment {
+  devices::Bus* ports = nullptr;
+  devices::Bus* mmio = nullptr;
+  const memory::GuestMemory* memory = nullptr;
+  std::function<void(unsigned index, const VcpuStop&)> on_stop;  // called on the vCPU's thread; must not block
+};
+
+class Vcpu {
+ public:
+  /// KVM_CREATE_VCPU, its kvm_run mapping, and the thread, parked.
+  static Result<std::unique_ptr<Vcpu>> create(int vm_fd, unsigned index, const KvmFeatures& features,
+                                              const VcpuEnvironment& environment);
+  ~Vcpu();  // kicks, quits, joins
+  Vcpu(const Vcpu&) = delete;
+  Vcpu& operator=(const Vcpu&) = delete;
+  Vcpu(Vcpu&&) = delete;
+  Vcpu& operator=(Vcpu&&) = delete;
+
+  using Answer = std::future<Status>;
+  /// Answered when the thread is about to enter KVM_RUN; kFailedPrecondition when it has stopped for good.
+  [[nodiscard]] Answer run();
+  /// Kicks it out of guest mode; answered once parked.
+  [[nodiscard]] Answer park();
+  /// Runs a function on the vCPU's thread while it is parked (KVM wants vCPU ioctls there); its status is the answer.
+  [[nodiscard]] Answer call(std::function<Status()> function);
+  /// Waits for an answer. kDeadlineExceeded leaves the request standing.
+  static Status wait(Answer& answer, const Deadline& deadline);
+
+  [[nodiscard]] int fd() const { return fd_.get(); }
+  [[nodiscard]] unsigned index() const { return index_; }
+
+ private:
+  enum class State { kParked, kRunning, kStopped, kQuit };
+  enum class Verb { kRun, kPark, kCall, kQuit };
+  struct Message {
+    Verb verb;
+    std::function<Status()> function;
+    std::promise<Status> answer;
+  };
+
+  Vcpu(UniqueFd fd, unsigned index, kvm_run* run, std::uint32_t run_bytes, const VcpuEnvironment& environment);
+  Answer post(Verb verb, std::function<Status()> function);
+  void kick();
+  void thread_main();
+  State parked();
+  State running();
+  State stopped();
+  State wait_in(State here);
+  State enter_guest();
+  State stop(VcpuStop::Kind kind, std::string report);
+
+  UniqueFd fd_;
+  unsigned index_;
+  kvm_run* run_;  // shared with KVM; immediate_exit may be set by any thread
+  std::uint32_t run_bytes_;
+  const VcpuEnvironment& environment_;
+  Mailbox<Message> mailbox_;
+  std::thread thread_;
+};
+
+}  // namespace fvmm::vmm

@@ -1,0 +1,212 @@
+#include "vmm/vcpu_state.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+
+namespace fvmm::vmm {
+namespace {
+
+constexpr std::uint32_t kMsrTsc = 0x10;
+constexpr std::uint32_t kMsrTscDeadline = 0x6e0;
+constexpr std::uint32_t kStateVersion = 1;
+
+template <class T>
+Result<std::string> get(int fd, unsigned long request, std::string_view name) {
+  std::string bytes(sizeof(T), '\0');
+  FVMM_TRY(kvm_ioctl(fd, request, name, bytes.data()));
+  return bytes;
+}
+
+template <class T>
+Status set(int fd, unsigned long request, std::string_view name, const std::string& bytes) {
+  if (bytes.size() != sizeof(T)) {
+    return Error(Errc::kInvalidArgument, fmt::format("{}: {} bytes, need {}", name, bytes.size(), sizeof(T)));
+  }
+  T value;
+  std::memcpy(&value, bytes.data(), sizeof value);
+  FVMM_TRY(kvm_ioctl(fd, request, name, &value));
+  return {};
+}
+
+// The kernel stops at the first MSR it cannot do and says how many it did.
+Result<std::size_t> transfer_msrs(int fd, unsigned long request, std::string_view name,
+                                  std::span<const kvm_msr_entry> in, std::vector<kvm_msr_entry>& out) {
+  const auto block = std::make_unique<abi::Msrs>();
+  block->nmsrs = static_cast<std::uint32_t>(in.size());
+  std::copy(in.begin(), in.end(), block->entries.begin());
+  const auto done = static_cast<std::size_t>(FVMM_TRY(kvm_ioctl(fd, request, name, block.get())));
+  out.insert(out.end(), block->entries.begin(), block->entries.begin() + static_cast<std::ptrdiff_t>(done));
+  return done;
+}
+
+std::vector<kvm_msr_entry> entries_of(std::span<const std::uint32_t> indices) {
+  std::vector<kvm_msr_entry> entries;
+  for (const std::uint32_t index : indices) entries.push_back({.index = index, .reserved = 0, .data = 0});
+  return entries;
+}
+
+Result<std::vector<kvm_msr_entry>> get_msrs(int fd, std::span<const std::uint32_t> indices) {
+  std::vector<kvm_msr_entry> out;
+  const auto wanted = entries_of(indices);
+  const std::size_t done = FVMM_TRY(transfer_msrs(fd, abi::kGetMsrs, "KVM_GET_MSRS", wanted, out));
+  if (done != wanted.size()) {
+    return Error(Errc::kInternal, fmt::format("KVM_GET_MSRS: MSR {:#x} cannot be read", wanted[done].index));
+  }
+  return out;
+}
+
+Status set_msrs(int fd, std::span<const kvm_msr_entry> entries) {
+  std::vector<kvm_msr_entry> done_entries;
+  const std::size_t done = FVMM_TRY(transfer_msrs(fd, abi::kSetMsrs, "KVM_SET_MSRS", entries, done_entries));
+  if (done != entries.size()) {
+    return Error(Errc::kFailedPrecondition, fmt::format("KVM_SET_MSRS: this host cannot set MSR {:#x} to {:#x}",
+                                                        entries[done].index, entries[done].data));
+  }
+  return {};
+}
+
+Status load_msrs(int fd, const v1::VcpuState& state) {
+  if (state.msrs_size() > static_cast<int>(abi::kMsrsMax)) {
+    return Error(Errc::kInvalidArgument, fmt::format("{} MSRs, limit {}", state.msrs_size(), abi::kMsrsMax));
+  }
+  std::vector<kvm_msr_entry> entries;
+  std::vector<kvm_msr_entry> last;  // the deadline timer means nothing before the TSC mode of the APIC is there
+  for (const v1::Msr& msr : state.msrs()) {
+    auto& list = msr.index() == kMsrTscDeadline ? last : entries;
+    list.push_back({.index = msr.index(), .reserved = 0, .data = msr.value()});
+  }
+  entries.insert(entries.end(), last.begin(), last.end());
+  return set_msrs(fd, entries);
+}
+
+Result<std::string> get_xsave(int fd, const KvmFeatures& features) {
+  std::string bytes(features.xsave_bytes, '\0');
+  const bool large = features.xsave_bytes > abi::kXsaveBytesMin;
+  FVMM_TRY(kvm_ioctl(fd, large ? abi::kGetXsave2 : abi::kGetXsave, large ? "KVM_GET_XSAVE2" : "KVM_GET_XSAVE",
+                     bytes.data()));
+  return bytes;
+}
+
+Status set_xsave(int fd, const KvmFeatures& features, std::string bytes) {
+  if (bytes.size() < abi::kXsaveBytesMin || bytes.size() > features.xsave_bytes) {
+    return Error(Errc::kInvalidArgument,
+                 fmt::format("XSAVE state of {} bytes, this host has {}", bytes.size(), features.xsave_bytes));
+  }
+  bytes.resize(features.xsave_bytes);  // KVM_SET_XSAVE reads that many
+  FVMM_TRY(kvm_ioctl(fd, abi::kSetXsave, "KVM_SET_XSAVE", bytes.data()));
+  return {};
+}
+
+kvm_device_attr tsc_attribute(std::uint64_t* offset) {
+  kvm_device_attr attribute{};
+  attribute.group = KVM_VCPU_TSC_CTRL;
+  attribute.attr = KVM_VCPU_TSC_OFFSET;
+  attribute.addr = reinterpret_cast<std::uint64_t>(offset);
+  return attribute;
+}
+
+}  // namespace
+
+Result<VcpuProfile> probe_vcpu(int vcpu_fd, std::span<const std::uint32_t> migratable_msrs) {
+  VcpuProfile profile;
+  std::vector<std::uint32_t> wanted;
+  for (const std::uint32_t index : migratable_msrs) {
+    if (index != kMsrTsc) wanted.push_back(index);
+  }
+  for (std::size_t at = 0; at < wanted.size();) {
+    std::vector<kvm_msr_entry> out;
+    const auto rest = entries_of(std::span(wanted).subspan(at));
+    const std::size_t done = FVMM_TRY(transfer_msrs(vcpu_fd, abi::kGetMsrs, "KVM_GET_MSRS", rest, out));
+    for (const kvm_msr_entry& entry : out) profile.msrs.push_back(entry.index);
+    at += done + 1;  // the one it stopped at is not readable for this guest
+  }
+  profile.tsc_offset = get_tsc_offset(vcpu_fd).ok();
+  return profile;
+}
+
+Status set_cpuid(int vcpu_fd, const CpuidTable& table) {
+  if (table.size() > abi::kCpuidEntriesMax) {
+    return Error(Errc::kInvalidArgument, fmt::format("{} CPUID entries, limit {}", table.size(), abi::kCpuidEntriesMax));
+  }
+  const auto block = std::make_unique<abi::Cpuid2>();
+  block->nent = static_cast<std::uint32_t>(table.size());
+  std::copy(table.begin(), table.end(), block->entries.begin());
+  FVMM_TRY(kvm_ioctl(vcpu_fd, abi::kSetCpuid2, "KVM_SET_CPUID2", block.get()));
+  return {};
+}
+
+Result<std::uint32_t> tsc_khz(int vcpu_fd) {
+  return static_cast<std::uint32_t>(FVMM_TRY(kvm_ioctl(vcpu_fd, KVM_GET_TSC_KHZ, "KVM_GET_TSC_KHZ")));
+}
+
+Result<v1::VcpuState> save_vcpu(int vcpu_fd, const KvmFeatures& features, const VcpuProfile& profile) {
+  v1::VcpuState state;
+  state.set_version(kStateVersion);
+  // MP state first: KVM_GET_MP_STATE lets KVM settle pending INIT and SIPI into the rest (Linux api.rst).
+  state.set_mp_state(FVMM_TRY(get<kvm_mp_state>(vcpu_fd, KVM_GET_MP_STATE, "KVM_GET_MP_STATE")));
+  state.set_regs(FVMM_TRY(get<kvm_regs>(vcpu_fd, KVM_GET_REGS, "KVM_GET_REGS")));
+  state.set_sregs2(features.sregs2 ? FVMM_TRY(get<kvm_sregs2>(vcpu_fd, KVM_GET_SREGS2, "KVM_GET_SREGS2"))
+                                   : FVMM_TRY(get<kvm_sregs>(vcpu_fd, KVM_GET_SREGS, "KVM_GET_SREGS")));
+  state.set_xsave(FVMM_TRY(get_xsave(vcpu_fd, features)));
+  state.set_xcrs(FVMM_TRY(get<kvm_xcrs>(vcpu_fd, KVM_GET_XCRS, "KVM_GET_XCRS")));
+  state.set_debugregs(FVMM_TRY(get<kvm_debugregs>(vcpu_fd, KVM_GET_DEBUGREGS, "KVM_GET_DEBUGREGS")));
+  state.set_lapic(FVMM_TRY(get<kvm_lapic_state>(vcpu_fd, KVM_GET_LAPIC, "KVM_GET_LAPIC")));
+  for (const kvm_msr_entry& entry : FVMM_TRY(get_msrs(vcpu_fd, profile.msrs))) {
+    v1::Msr* msr = state.add_msrs();
+    msr->set_index(entry.index);
+    msr->set_value(entry.data);
+  }
+  state.set_events(FVMM_TRY(get<kvm_vcpu_events>(vcpu_fd, KVM_GET_VCPU_EVENTS, "KVM_GET_VCPU_EVENTS")));
+  state.set_tsc_khz(FVMM_TRY(tsc_khz(vcpu_fd)));
+  state.set_guest_tsc(FVMM_TRY(get_tsc(vcpu_fd)));
+  if (profile.tsc_offset) state.set_tsc_offset(FVMM_TRY(get_tsc_offset(vcpu_fd)));
+  return state;
+}
+
+Status load_vcpu(int vcpu_fd, const KvmFeatures& features, const v1::VcpuState& state) {
+  if (state.version() != kStateVersion) {
+    return Error(Errc::kFailedPrecondition,
+                 fmt::format("vCPU state version {}, this build reads {}", state.version(), kStateVersion));
+  }
+  FVMM_TRY(set<kvm_mp_state>(vcpu_fd, KVM_SET_MP_STATE, "KVM_SET_MP_STATE", state.mp_state()));
+  FVMM_TRY(set<kvm_regs>(vcpu_fd, KVM_SET_REGS, "KVM_SET_REGS", state.regs()));
+  if (state.sregs2().size() == sizeof(kvm_sregs2) && features.sregs2) {
+    FVMM_TRY(set<kvm_sregs2>(vcpu_fd, KVM_SET_SREGS2, "KVM_SET_SREGS2", state.sregs2()));
+  } else {
+    FVMM_TRY(set<kvm_sregs>(vcpu_fd, KVM_SET_SREGS, "KVM_SET_SREGS", state.sregs2()));
+  }
+  FVMM_TRY(set_xsave(vcpu_fd, features, state.xsave()));
+  FVMM_TRY(set<kvm_xcrs>(vcpu_fd, KVM_SET_XCRS, "KVM_SET_XCRS", state.xcrs()));
+  FVMM_TRY(set<kvm_debugregs>(vcpu_fd, KVM_SET_DEBUGREGS, "KVM_SET_DEBUGREGS", state.debugregs()));
+  FVMM_TRY(set<kvm_lapic_state>(vcpu_fd, KVM_SET_LAPIC, "KVM_SET_LAPIC", state.lapic()));
+  FVMM_TRY(load_msrs(vcpu_fd, state));
+  return set<kvm_vcpu_events>(vcpu_fd, KVM_SET_VCPU_EVENTS, "KVM_SET_VCPU_EVENTS", state.events());
+}
+
+Result<std::uint64_t> get_tsc_offset(int vcpu_fd) {
+  std::uint64_t offset = 0;
+  kvm_device_attr attribute = tsc_attribute(&offset);
+  FVMM_TRY(kvm_ioctl(vcpu_fd, KVM_GET_DEVICE_ATTR, "KVM_GET_DEVICE_ATTR(TSC_OFFSET)", &attribute));
+  return offset;
+}
+
+Status set_tsc_offset(int vcpu_fd, std::uint64_t offset) {
+  kvm_device_attr attribute = tsc_attribute(&offset);
+  FVMM_TRY(kvm_ioctl(vcpu_fd, KVM_SET_DEVICE_ATTR, "KVM_SET_DEVICE_ATTR(TSC_OFFSET)", &attribute));
+  return {};
+}
+
+Result<std::uint64_t> get_tsc(int vcpu_fd) {
+  constexpr std::uint32_t kIndex = kMsrTsc;
+  return FVMM_TRY(get_msrs(vcpu_fd, std::span(&kIndex, 1)))[0].data;
+}
+
+Status set_tsc(int vcpu_fd, std::uint64_t value) {
+  const kvm_msr_entry entry{.index = kMsrTsc, .reserved = 0, .data = value};
+  return set_msrs(vcpu_fd, std::span(&entry, 1));
+}
+
+}  // namespace fvmm::vmm

@@ -1,0 +1,184 @@
+#include "vmm/vm.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "base/check.h"
+
+namespace fvmm::vmm {
+namespace {
+
+// Intel's virtual-8086 helper pages; anywhere in the hole below 4 GiB that no device uses (Linux api.rst).
+constexpr std::uint64_t kIdentityMapAddress = 0xFFFBC000;
+constexpr std::uint64_t kTssAddress = 0xFFFBD000;
+
+}  // namespace
+
+Result<std::unique_ptr<Vm>> Vm::create(const VmShape& shape, VmStopped on_stopped) {
+  if (shape.vcpus == 0 || shape.vcpus > kVcpusMax) {
+    return Error(Errc::kInvalidArgument, fmt::format("{} vCPUs; this version runs 1 to {}", shape.vcpus, kVcpusMax));
+  }
+  auto memory = FVMM_TRY(memory::GuestMemory::reserve(shape.memory_bytes), "guest RAM");
+  Kvm kvm = FVMM_TRY(Kvm::open());
+  UniqueFd fd = FVMM_TRY(kvm.create_vm());
+  std::unique_ptr<Vm> vm(new Vm(std::move(kvm), shape, std::move(fd), std::move(memory), std::move(on_stopped)));
+  FVMM_TRY(vm->build(), "build VM");
+  return vm;
+}
+
+Vm::Vm(Kvm kvm, VmShape shape, UniqueFd fd, std::unique_ptr<memory::GuestMemory> memory, VmStopped on_stopped)
+    : kvm_(std::move(kvm)),
+      shape_(shape),
+      fd_(std::move(fd)),
+      memory_(std::move(memory)),
+      on_stopped_(std::move(on_stopped)) {
+  environment_.ports = &ports_;
+  environment_.mmio = &mmio_;
+  environment_.memory = memory_.get();
+  environment_.on_stop = [this](unsigned, const VcpuStop& stop) { on_stopped_(stop); };
+}
+
+Vm::~Vm() = default;
+
+Status Vm::build() {
+  const int fd = fd_.get();
+  if (!kvm_.features().manual_dirty_log) {
+    spdlog::warn("KVM lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: harvesting the dirty log will be slow");
+  } else {
+    kvm_enable_cap enable{};
+    enable.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
+    enable.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
+    FVMM_TRY(kvm_ioctl(fd, KVM_ENABLE_CAP, "KVM_ENABLE_CAP(MANUAL_DIRTY_LOG_PROTECT2)", &enable));
+  }
+  std::uint64_t identity = kIdentityMapAddress;
+  FVMM_TRY(kvm_ioctl(fd, KVM_SET_IDENTITY_MAP_ADDR, "KVM_SET_IDENTITY_MAP_ADDR", &identity));
+  FVMM_TRY(kvm_ioctl(fd, KVM_SET_TSS_ADDR, "KVM_SET_TSS_ADDR", static_cast<unsigned long>(kTssAddress)));
+  FVMM_TRY(add_memslots());
+  FVMM_TRY(kvm_ioctl(fd, KVM_CREATE_IRQCHIP, "KVM_CREATE_IRQCHIP"));
+  kvm_pit_config pit{};
+  pit.flags = KVM_PIT_SPEAKER_DUMMY;
+  FVMM_TRY(kvm_ioctl(fd, KVM_CREATE_PIT2, "KVM_CREATE_PIT2", &pit));
+  for (unsigned i = 0; i < shape_.vcpus; ++i) {
+    vcpus_.push_back(FVMM_TRY(Vcpu::create(fd, i, kvm_.features(), environment_)));
+  }
+  tsc_khz_ = FVMM_TRY(vmm::tsc_khz(vcpus_[0]->fd()));
+  dirty_log_ = std::make_unique<DirtyLog>(fd, memory_->layout(), kvm_.features().manual_dirty_log);
+  tracker_ = std::make_unique<memory::DirtyTracker>(memory_->layout().pages(), dirty_log_.get(),
+                                                    memory_->device_marks());
+  return {};
+}
+
+// Logged from the first instruction, when enabling is free: nothing is mapped yet, so nothing has to be protected.
+Status Vm::add_memslots() {
+  for (unsigned i = 0; i < memory_->layout().slot_count(); ++i) {
+    const memory::Slot slot = memory_->layout().slot(i);
+    kvm_userspace_memory_region region{};
+    region.slot = i;
+    region.flags = KVM_MEM_LOG_DIRTY_PAGES;
+    region.guest_phys_addr = slot.guest_address;
+    region.memory_size = slot.bytes;
+    region.userspace_addr = reinterpret_cast<std::uint64_t>(memory_->host_base() + slot.ram_offset);
+    FVMM_TRY(kvm_ioctl(fd_.get(), KVM_SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", &region));
+  }
+  return {};
+}
+
+Status Vm::attach_devices(devices::SerialOutput::Options serial_log) {
+  FVMM_CHECK(!serial_, "devices are attached once");
+  serial_output_ = FVMM_TRY(devices::SerialOutput::create(std::move(serial_log)), "serial log");
+  com1_irq_ = std::make_unique<KvmIrqLine>(fd_.get(), devices::kCom1Irq);
+  serial_ = std::make_unique<devices::Serial>("com1", *com1_irq_, *serial_output_);
+  i8042_ = std::make_unique<devices::I8042>([this] {
+    on_stopped_(VcpuStop{VcpuStop::Kind::kReset, "the guest pulled the reset line"});
+  });
+  ports_.add(devices::kCom1Base, devices::kUartPorts, *serial_);
+  i8042_->attach(ports_);
+  return {};
+}
+
+std::size_t Vm::serial_input(std::span<const std::byte> bytes) {
+  const auto guard = ports_.lock();
+  return serial_ ? serial_->push_input(bytes) : 0;
+}
+
+Status Vm::on_each_vcpu(const std::function<Status(Vcpu&)>& function) {
+  std::vector<Vcpu::Answer> answers;
+  answers.reserve(vcpus_.size());
+  for (auto& vcpu : vcpus_) {
+    answers.push_back(vcpu->call([&function, &vcpu] { return function(*vcpu); }));
+  }
+  Status status;
+  for (auto& answer : answers) {
+    // No deadline: the functions refer to our stack, and parked vCPU ioctls do not block.
+    Status one = answer.get();
+    if (!one && status) status = std::move(one);
+  }
+  return status;
+}
+
+Status Vm::set_cpu(const CpuidTable& table) {
+  cpuid_ = table;
+  FVMM_TRY(on_each_vcpu([&](Vcpu& vcpu) { return set_cpuid(vcpu.fd(), for_vcpu(table, vcpu.index())); }));
+  // Which MSRs can be read depends on CPUID, so they are probed after it.
+  const auto msrs = FVMM_TRY(kvm_.migratable_msrs());
+  return on_each_vcpu([&](Vcpu& vcpu) -> Status {
+    if (vcpu.index() == 0) profile_ = FVMM_TRY(probe_vcpu(vcpu.fd(), msrs));
+    return {};
+  });
+}
+
+Status Vm::boot(const BootRequest& request) {
+  const BootEntry entry = FVMM_TRY(load_pvh(*memory_, request));
+  return on_each_vcpu([&](Vcpu& vcpu) -> Status {
+    if (vcpu.index() != 0) return {};
+    kvm_sregs sregs{};
+    kvm_regs regs{};
+    FVMM_TRY(kvm_ioctl(vcpu.fd(), KVM_GET_SREGS, "KVM_GET_SREGS", &sregs));
+    set_pvh_registers(entry, sregs, regs);
+    FVMM_TRY(kvm_ioctl(vcpu.fd(), KVM_SET_SREGS, "KVM_SET_SREGS", &sregs));
+    FVMM_TRY(kvm_ioctl(vcpu.fd(), KVM_SET_REGS, "KVM_SET_REGS", &regs));
+    return {};
+  });
+}
+
+Status Vm::resume() {
+  if (!paused_) return {};
+  std::vector<Vcpu::Answer> answers;
+  for (auto& vcpu : vcpus_) {
+    // Tells the guest that its clock stood still, so that its watchdogs do not fire. EINVAL: it has no kvmclock.
+    const int fd = vcpu->fd();
+    auto told = vcpu->call([fd]() -> Status {
+      (void)::ioctl(fd, KVM_KVMCLOCK_CTRL, 0);
+      return {};
+    });
+    answers.push_back(vcpu->run());
+  }
+  const Deadline deadline = Deadline::after(kParkWait);
+  for (auto& answer : answers) FVMM_TRY(Vcpu::wait(answer, deadline), "resume");
+  paused_ = false;
+  return {};
+}
+
+Status Vm::pause() {
+  if (paused_) return {};
+  std::vector<Vcpu::Answer> answers;
+  for (auto& vcpu : vcpus_) answers.push_back(vcpu->park());
+  const Deadline deadline = Deadline::after(kParkWait);
+  for (auto& answer : answers) FVMM_TRY(Vcpu::wait(answer, deadline), "pause");
+  paused_ = true;
+  return {};
+}
+
+Result<Vm::PauseGuard> Vm::PauseGuard::take(Vm& vm) {
+  const bool was_paused = vm.paused();
+  FVMM_TRY(vm.pause());
+  return PauseGuard(vm, was_paused);
+}
+
+Vm::PauseGuard::~PauseGuard() {
+  if (vm_ == nullptr || was_paused_) return;
+  const Status status = vm_->resume();
+  if (!status) spdlog::error("after a pause: {}", status.error().message());
+}
+
+}  // namespace fvmm::vmm

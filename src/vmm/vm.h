@@ -1,0 +1,134 @@
+// A virtual machine: KVM's objects, guest memory, devices and vCPU threads.
+//
+// Life:  create() warm and empty ─► attach_devices() ─► boot() or load_memory_and_state ─► resume() ⇄ pause() ─► destroyed
+// Owner: the worker's VM thread, or the migration that took it by move. Every method is the owner's.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "devices/bus.h"
+#include "devices/console.h"
+#include "devices/i8042.h"
+#include "devices/serial.h"
+#include "memory/dirty.h"
+#include "memory/guest_memory.h"
+#include "proto/state.pb.h"
+#include "vmm/boot.h"
+#include "vmm/cpuid.h"
+#include "vmm/dirty_log.h"
+#include "vmm/irq.h"
+#include "vmm/kvm.h"
+#include "vmm/vcpu.h"
+#include "vmm/vcpu_state.h"
+
+namespace fvmm::vmm {
+
+inline constexpr unsigned kVcpusMax = 1;
+inline constexpr std::chrono::milliseconds kParkWait{5000};  // a vCPU thread that needs longer is stuck in the kernel
+
+struct VmShape {
+  std::uint64_t memory_bytes = 0;
+  unsigned vcpus = 1;
+};
+
+/// Why the guest stopped by itself; the owner learns it through VmEvents.
+using VmStopped = std::function<void(const VcpuStop&)>;  // called on a vCPU's thread; must not block
+
+class Vm {
+ public:
+  class PauseGuard;
+
+  /// Everything slow and independent of what will run: VM, memslots over reserved addresses (before the irqchip: a
+  /// hundred times cheaper), irqchip, PIT, vCPUs and their threads. kInvalidArgument for a bad shape.
+  static Result<std::unique_ptr<Vm>> create(const VmShape& shape, VmStopped on_stopped);
+  ~Vm();
+  Vm(const Vm&) = delete;
+  Vm& operator=(const Vm&) = delete;
+  Vm(Vm&&) = delete;
+  Vm& operator=(Vm&&) = delete;
+
+  /// Serial port COM1 and the i8042's reset line. Once, before boot() or load_state().
+  Status attach_devices(devices::SerialOutput::Options serial_log);
+  /// CPUID of every vCPU. Once, before boot() or load_state().
+  Status set_cpu(const CpuidTable& table);
+  /// Kernel into memory (which the owner has mapped), first vCPU to its entry.
+  Status boot(const BootRequest& request);
+
+  /// First entry or the end of a pause. Answers when every vCPU thread is about to enter KVM_RUN.
+  Status resume();
+  /// Parks every vCPU; a second pause is fine. kDeadlineExceeded leaves them running or parking.
+  Status pause();
+  [[nodiscard]] bool paused() const { return paused_; }
+
+  /// vCPUs, irqchip, PIT, clock and devices. FVMM_CHECKs that the VM is paused.
+  Result<v1::MachineState> save_state();
+  /// Into a VM that has never run, with CPU set and devices attached. kInvalidArgument, kFailedPrecondition.
+  Status load_state(const v1::MachineState& state);
+
+  [[nodiscard]] memory::GuestMemory& memory() { return *memory_; }
+  [[nodiscard]] memory::DirtyTracker& dirty() { return *tracker_; }
+  [[nodiscard]] const Kvm& kvm() const { return kvm_; }
+  [[nodiscard]] const VmShape& shape() const { return shape_; }
+  [[nodiscard]] const CpuidTable& cpuid() const { return cpuid_; }
+  [[nodiscard]] std::uint32_t tsc_khz() const { return tsc_khz_; }
+  [[nodiscard]] devices::SerialOutput* serial_output() { return serial_output_.get(); }
+  /// Input towards COM1; returns how much was taken. Thread: any.
+  std::size_t serial_input(std::span<const std::byte> bytes);
+
+ private:
+  Vm(Kvm kvm, VmShape shape, UniqueFd fd, std::unique_ptr<memory::GuestMemory> memory, VmStopped on_stopped);
+  Status build();
+  Status add_memslots();
+  Status on_each_vcpu(const std::function<Status(Vcpu&)>& function);
+  Status save_irqchip(v1::MachineState& state);
+  Status load_irqchip(const v1::MachineState& state);
+  Status load_clocks(const v1::MachineState& state);
+
+  Kvm kvm_;
+  VmShape shape_;
+  UniqueFd fd_;
+  std::unique_ptr<memory::GuestMemory> memory_;
+  VmStopped on_stopped_;
+  std::unique_ptr<DirtyLog> dirty_log_;
+  std::unique_ptr<memory::DirtyTracker> tracker_;
+  devices::Bus ports_{"port"};
+  devices::Bus mmio_{"mmio"};
+  std::unique_ptr<KvmIrqLine> com1_irq_;
+  std::unique_ptr<devices::SerialOutput> serial_output_;
+  std::unique_ptr<devices::Serial> serial_;
+  std::unique_ptr<devices::I8042> i8042_;
+  VcpuEnvironment environment_;
+  CpuidTable cpuid_;
+  std::uint32_t tsc_khz_ = 0;
+  VcpuProfile profile_;
+  bool paused_ = true;
+  std::vector<std::unique_ptr<Vcpu>> vcpus_;  // last: their threads end before what they use
+};
+
+/// Pauses in its constructor's factory, resumes at the end of its scope: an early return never leaves a guest frozen.
+class Vm::PauseGuard {
+ public:
+  static Result<PauseGuard> take(Vm& vm);  // a VM that was paused already stays so at the end
+  ~PauseGuard();
+  PauseGuard(PauseGuard&& other) noexcept : vm_(std::exchange(other.vm_, nullptr)), was_paused_(other.was_paused_) {}
+  PauseGuard(const PauseGuard&) = delete;
+  PauseGuard& operator=(const PauseGuard&) = delete;
+  PauseGuard& operator=(PauseGuard&&) = delete;
+  /// From here on the VM stays frozen: the right to run is leaving this host.
+  void keep_paused() noexcept { vm_ = nullptr; }
+
+ private:
+  PauseGuard(Vm& vm, bool was_paused) : vm_(&vm), was_paused_(was_paused) {}
+  Vm* vm_;
+  bool was_paused_;
+};
+
+}  // namespace fvmm::vmm
