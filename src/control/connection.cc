@@ -122,6 +122,8 @@ bool Connection::write_locked() {
 
 /// The client is gone: whoever waits learns it here; the io thread sees the end of the stream and closes.
 void Connection::fail_locked() {
+  output_.clear();
+  output_bytes_ = output_offset_ = 0;
   if (gone_.exchange(true)) return;
   if (fd_ >= 0) ::shutdown(fd_, SHUT_RDWR);
   room_.notify_all();

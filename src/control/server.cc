@@ -184,6 +184,7 @@ void ServerOverSocket::dispatch(const std::shared_ptr<Connection>& connection, f
                                 Incoming&& frame) {
   const std::uint64_t number = request.call();
   const auto answer = [&](Errc code, std::string text) {
+    frame.descriptors.clear();  // closed before the client can know
     connection->push(encode_error(number, Error(code, std::move(text))));
   };
   const auto found = handlers_.find(request.method());

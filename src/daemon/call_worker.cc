@@ -11,7 +11,7 @@ constexpr std::chrono::seconds kConnectWait{5};
 void StopSignal::fire() {
   const std::lock_guard lock(mutex_);
   fired_ = true;
-  for (control::Client* client : clients_) client->cancel();
+  for (Guard* guard : guards_) guard->cancel_();
 }
 
 bool StopSignal::fired() const {
@@ -19,15 +19,16 @@ bool StopSignal::fired() const {
   return fired_;
 }
 
-StopSignal::Guard::Guard(StopSignal& signal, control::Client& client) : signal_(signal), client_(client) {
+StopSignal::Guard::Guard(StopSignal& signal, std::function<void()> cancel)
+    : signal_(signal), cancel_(std::move(cancel)) {
   const std::lock_guard lock(signal_.mutex_);
-  signal_.clients_.insert(&client_);
-  if (signal_.fired_) client_.cancel();
+  signal_.guards_.insert(this);
+  if (signal_.fired_) cancel_();
 }
 
 StopSignal::Guard::~Guard() {
   const std::lock_guard lock(signal_.mutex_);
-  signal_.clients_.erase(&client_);
+  signal_.guards_.erase(this);
 }
 
 template <class Response, class Request>
@@ -43,7 +44,7 @@ template <class Event, class Request>
 Status WorkerClient::stream(const char* method, const Request& request, StopSignal& stop, const Deadline& deadline,
                             const std::function<bool(const Event&)>& event, std::span<const int> descriptors) const {
   const auto client = FVMM_TRY(control::Client::connect(socket_, deadline.sooner(kConnectWait)), "worker");
-  const StopSignal::Guard guard(stop, *client);
+  const StopSignal::Guard guard(stop, [&client] { client->cancel(); });
   const auto on_message = [&](const std::string& bytes, bool) {
     Event message;
     return message.ParseFromString(bytes) && event(message);

@@ -15,16 +15,17 @@
 
 namespace fvmm::daemon {
 
-/// Told once when fvmmd stops: ends the streams that follow workers, and nothing in the workers. Thread: any.
+/// Told once when fvmmd stops: ends what fvmmd waits for (streams, connections), and nothing in the workers. Thread:
+/// any.
 class StopSignal {
  public:
   void fire();
   [[nodiscard]] bool fired() const;
 
-  /// While it lives, fire() cancels the client; one made after fire() cancels at once.
+  /// While it lives, fire() calls `cancel`; made after fire(), it calls it at once. `cancel` must not block.
   class Guard {
    public:
-    Guard(StopSignal& signal, control::Client& client);
+    Guard(StopSignal& signal, std::function<void()> cancel);
     ~Guard();
     Guard(const Guard&) = delete;
     Guard& operator=(const Guard&) = delete;
@@ -32,14 +33,15 @@ class StopSignal {
     Guard& operator=(Guard&&) = delete;
 
    private:
+    friend class StopSignal;
     StopSignal& signal_;
-    control::Client& client_;
+    const std::function<void()> cancel_;
   };
 
  private:
   mutable std::mutex mutex_;
-  bool fired_ = false;                  // mutex_
-  std::set<control::Client*> clients_;  // mutex_
+  bool fired_ = false;       // mutex_
+  std::set<Guard*> guards_;  // mutex_
 };
 
 /// The Worker service of worker.proto, seen from fvmmd.
@@ -61,7 +63,8 @@ class WorkerClient {
   Status poke(const v1::PokeRequest& request, const Deadline& deadline) const;
 
   /// Streams. The callback returns false to leave; the signal ends them with kCancelled.
-  Status watch(StopSignal& stop, const Deadline& deadline, const std::function<bool(const v1::WorkerInfo&)>& event) const;
+  Status watch(StopSignal& stop, const Deadline& deadline,
+               const std::function<bool(const v1::WorkerInfo&)>& event) const;
   Status migrate(const v1::WorkerMigrateRequest& request, StopSignal& stop, const Deadline& deadline,
                  const std::function<bool(const v1::MigrateEvent&)>& event) const;
   Status receive(const v1::WorkerReceiveRequest& request, int connection, StopSignal& stop, const Deadline& deadline,

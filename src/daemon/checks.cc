@@ -57,7 +57,8 @@ Result<HostMemory> read_host_memory() {
 
 Status check_name(std::string_view what, std::string_view name) {
   const auto good = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+           c == '-';
   };
   if (!name.empty() && name.size() <= kNameBytesMax && std::ranges::all_of(name, good) && name != "." && name != "..") {
     return {};
@@ -74,8 +75,8 @@ Status check_config(const v1::VmConfig& config) {
     return Error(Errc::kInvalidArgument, fmt::format("vcpus must be {}, not {}", kVcpusMax, config.vcpus()));
   }
   if (config.cmdline().size() > kCmdlineBytesMax) {
-    return Error(Errc::kInvalidArgument, fmt::format("the command line has {} bytes, more than {}",
-                                                     config.cmdline().size(), kCmdlineBytesMax));
+    return Error(Errc::kInvalidArgument,
+                 fmt::format("the command line has {} bytes, more than {}", config.cmdline().size(), kCmdlineBytesMax));
   }
   const bool known = config.cpu_template().empty() ||
                      std::ranges::find(kCpuTemplates, config.cpu_template()) != std::end(kCpuTemplates);
@@ -88,8 +89,9 @@ Status check_config(const v1::VmConfig& config) {
 
 Status check_fits(const v1::VmConfig& config, const HostMemory& host) {
   if (config.memory_bytes() <= host.available) return {};
-  return Error(Errc::kResourceExhausted, fmt::format("VM {} needs {}, this host has {} available", config.name(),
-                                                     format_bytes(config.memory_bytes()), format_bytes(host.available)));
+  return Error(Errc::kResourceExhausted,
+               fmt::format("VM {} needs {}, this host has {} available", config.name(),
+                           format_bytes(config.memory_bytes()), format_bytes(host.available)));
 }
 
 Status check_files(const v1::VmConfig& config) {

@@ -17,12 +17,17 @@ constexpr std::chrono::seconds kSettleWait{30};
 
 std::string outcome_text(Resolution resolution) {
   switch (resolution) {
-    case Resolution::kRunHere: return "runs here";
-    case Resolution::kMoved: return "moved";
-    case Resolution::kLost: return "lost";
-    case Resolution::kDropReplica: return "replica dropped";
+    case Resolution::kRunHere:
+      return "runs here";
+    case Resolution::kMoved:
+      return "moved";
+    case Resolution::kLost:
+      return "lost";
+    case Resolution::kDropReplica:
+      return "replica dropped";
     case Resolution::kStay:
-    case Resolution::kNothingToRun: break;
+    case Resolution::kNothingToRun:
+      break;
   }
   return "unsettled";
 }
@@ -105,9 +110,9 @@ Status MigrationService::carry_out(Claim& claim, Resolution resolution, const v1
     });
   }
   if (vm.worker) {
-    // Asked first, so that the worker writes the outcome itself; what it could not write is written below.
     const auto let_go = WorkerClient(vm.worker->socket()).settle(false, Deadline::after(kSettleWait));
-    if (!let_go) spdlog::warn("worker {}: {}", vm.worker->pid(), let_go.error().message());
+    // One that refuses to let go may know better (the guest has started): it is not killed, the VM stays unsettled.
+    if (!let_go && vm.worker->alive()) return let_go.error();
     end_worker(*claim.detach());
   }
   if (session.role() == v1::SESSION_ROLE_NONE) {

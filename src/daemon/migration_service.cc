@@ -51,8 +51,8 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
   Claim claim = FVMM_TRY(registry_.claim(request.vm(), kMigrate));
   const VmView vm = claim.view();
   if (!vm.worker || (vm.state() != v1::VM_RUNNING && vm.state() != v1::VM_PAUSED)) {
-    return Error(Errc::kFailedPrecondition,
-                 fmt::format("VM {} is {}: only a running or paused VM can migrate", request.vm(), state_text(vm.state())));
+    return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}: only a running or paused VM can migrate",
+                                                        request.vm(), state_text(vm.state())));
   }
   FVMM_TRY(claim.archive_session(), request.vm());  // its worker is about to overwrite session.pb
   const double before_ms = to_ms(std::chrono::steady_clock::now() - accepted);
@@ -85,14 +85,15 @@ Result<v1::MigrateResult> MigrationService::run(const VmView& vm, const v1::Migr
   work.set_from(options_.listen);
   const Deadline deadline = Deadline::after(std::chrono::milliseconds(request.timeout_ms()) + kMigrateMargin);
   std::optional<v1::MigrateResult> result;
-  const Status status = WorkerClient(vm.worker->socket()).migrate(work, stop_, deadline, [&](const v1::MigrateEvent& event) {
-    if (event.has_result()) {
-      result = event.result();
-    } else {
-      progress(event);
-    }
-    return true;
-  });
+  const Status status =
+      WorkerClient(vm.worker->socket()).migrate(work, stop_, deadline, [&](const v1::MigrateEvent& event) {
+        if (event.has_result()) {
+          result = event.result();
+        } else {
+          progress(event);
+        }
+        return true;
+      });
   if (result) return std::move(*result);
   if (!status) return status.error();
   return Error(Errc::kInternal, "the worker ended the migration without a result");
@@ -129,7 +130,7 @@ Status MigrationService::settle(Claim& claim, const v1::MigrateRequest& request,
     });
   }
   // A worker too busy to say is left to its watch, which reports its state as soon as it can.
-  if (!info || info->state() == vm.record.state()) return {};
+  if (!info || info->state() == vm.record.state() || info->state() == v1::VM_MIGRATING) return {};
   return claim.change([&](v1::VmRecord& record) {
     record.set_state(info->state());
     record.set_detail(info->detail());

@@ -16,9 +16,9 @@
 
 namespace fvmm::daemon {
 
-inline constexpr std::uint32_t kMigrateTimeoutMs = 60'000;          // when the request names none
+inline constexpr std::uint32_t kMigrateTimeoutMs = 60'000;  // when the request names none
 inline constexpr std::uint32_t kMigrateTimeoutMsMax = 24 * 3'600'000;
-inline constexpr std::chrono::seconds kMigrateMargin{30};           // beyond the worker's own deadline
+inline constexpr std::chrono::seconds kMigrateMargin{30};  // beyond the worker's own deadline
 inline constexpr std::chrono::seconds kAskPeerWait{5};
 
 /// Asks the peer of a session what became of it (PeerHello QUERY_SESSION). kUnavailable and the like: unknown.
@@ -29,7 +29,7 @@ Result<v1::SessionAnswer> ask_peer(const v1::SessionRecord& session);
 class MigrationService {
  public:
   struct Options {
-    std::string listen;       // our own peer address, told to the destination; empty without a listener
+    std::string listen;  // our own peer address, told to the destination; empty without a listener
     bool test_hooks = false;
     AskPeer ask = ask_peer;
   };

@@ -26,7 +26,9 @@ Result<std::unique_ptr<WorkerPool>> WorkerPool::open(Spawner& spawner, Options o
 
 WorkerPool::WorkerPool(Spawner& spawner, Options options) : spawner_(spawner), options_(std::move(options)) {}
 
-WorkerPool::~WorkerPool() { drain(); }
+WorkerPool::~WorkerPool() {
+  drain();
+}
 
 Result<WorkerPool::Taken> WorkerPool::take(const Shape& shape, const Deadline& deadline) {
   {

@@ -27,14 +27,14 @@ inline constexpr std::chrono::milliseconds kReplenishQuiet{250};
 class WorkerPool {
  public:
   struct Options {
-    unsigned per_recent_shape = 1;             // at most kWarmWorkersMax
-    std::map<Shape, unsigned> always;          // kept whether used or not
+    unsigned per_recent_shape = 1;     // at most kWarmWorkersMax
+    std::map<Shape, unsigned> always;  // kept whether used or not
     std::chrono::milliseconds quiet = kReplenishQuiet;
   };
   struct Taken {
     std::shared_ptr<WorkerProcess> worker;
-    bool cold = false;       // no warm worker fitted: it was started for this call
-    double spawn_ms = 0;     // what that cost
+    bool cold = false;    // no warm worker fitted: it was started for this call
+    double spawn_ms = 0;  // what that cost
   };
 
   /// kInvalidArgument for counts past the limits.
@@ -57,7 +57,7 @@ class WorkerPool {
 
  private:
   WorkerPool(Spawner& spawner, Options options);
-  void replenish();                                  // the background thread
+  void replenish();                                        // the background thread
   [[nodiscard]] std::map<Shape, unsigned> wanted() const;  // mutex_ held
   [[nodiscard]] std::optional<Shape> missing() const;      // mutex_ held
   void remember(const Shape& shape);                       // mutex_ held

@@ -29,7 +29,9 @@ Result<std::shared_ptr<WorkerProcess>> WorkerProcess::of(pid_t pid, fs::path soc
 WorkerProcess::WorkerProcess(pid_t pid, UniqueFd pidfd, fs::path socket, Shape shape)
     : pid_(pid), pidfd_(std::move(pidfd)), socket_(std::move(socket)), shape_(shape) {}
 
-WorkerProcess::~WorkerProcess() { alive(); }  // reaps a child that ended unnoticed
+WorkerProcess::~WorkerProcess() {
+  alive();
+}  // reaps a child that ended unnoticed
 
 fs::path WorkerProcess::log() const {
   fs::path path = socket_;
@@ -60,7 +62,9 @@ bool WorkerProcess::wait_exit(const Deadline& deadline) {
   return true;
 }
 
-void WorkerProcess::kill() { ::syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0U); }
+void WorkerProcess::kill() {
+  ::syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0U);
+}
 
 std::string WorkerProcess::how_it_ended() {
   const std::string line = last_line(log());

@@ -55,8 +55,8 @@ class WorkerProcess {
   const std::filesystem::path socket_;
   const Shape shape_;
   std::mutex mutex_;
-  bool reaped_ = false;     // mutex_; also set when it is not our child
-  std::string exit_text_;   // mutex_
+  bool reaped_ = false;    // mutex_; also set when it is not our child
+  std::string exit_text_;  // mutex_
 };
 
 /// The last non-empty line of a log, at most 300 bytes of it; empty when there is none.

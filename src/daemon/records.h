@@ -1,5 +1,6 @@
 // The durable records of one VM, as files in its directory, and what they say when no worker lives.
-// Thread: any; a VM's vm.pb and previous.pb are written only by the holder of its Claim, session.pb by its worker while it lives.
+// Thread: any; a VM's vm.pb and previous.pb are written only by the holder of its Claim, session.pb by its worker while
+// it lives.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,8 @@ inline constexpr std::uint64_t kRecordBytesMax = 64 * kKiB;
 
 inline constexpr const char* kVmRecordFile = "vm.pb";
 inline constexpr const char* kSessionFile = "session.pb";
-inline constexpr const char* kPreviousFile = "previous.pb";  // the MOVED record that an incoming replica stands in front of
+inline constexpr const char* kPreviousFile =
+    "previous.pb";  // the MOVED record that an incoming replica stands in front of
 inline constexpr const char* kSerialLogFile = "serial.log";
 inline constexpr const char* kWorkerLogFile = "worker.log";  // the last lines of a worker that died
 
@@ -26,7 +28,8 @@ inline constexpr const char* kWorkerLogFile = "worker.log";  // the last lines o
 Result<std::optional<v1::VmRecord>> read_vm_record(const std::filesystem::path& file);
 Status write_vm_record(const std::filesystem::path& file, const v1::VmRecord& record);
 
-/// The hand-over record in a VM's directory. An unreadable one is reported as open with role NONE: nothing may start the VM.
+/// The hand-over record in a VM's directory. An unreadable one is reported as open with role NONE: nothing may start
+/// the VM.
 std::optional<v1::SessionRecord> read_session(const std::filesystem::path& vm_directory);
 Status write_session(const std::filesystem::path& vm_directory, const v1::SessionRecord& session);
 
@@ -36,7 +39,8 @@ struct WithoutWorker {
   std::string detail;
   bool drop_replica = false;  // never became a VM here: restore previous.pb, or forget it
 };
-/// Pure. An open session wins over everything: the VM is unsettled. `death` says how the worker ended, empty if unknown.
+/// Pure. An open session wins over everything: the VM is unsettled. `death` says how the worker ended, empty if
+/// unknown.
 WithoutWorker derive_without_worker(const v1::VmRecord& record, const std::optional<v1::SessionRecord>& session,
                                     const std::string& death);
 

@@ -56,7 +56,8 @@ Status Registry::load() {
     }
     const std::string name = record->config().name();
     if (!by_name_.emplace(name, *id).second) {
-      return Error(Errc::kDataLoss, fmt::format("two VMs are named {}: {} and {}", name, id->hex(), by_name_[name].hex()));
+      return Error(Errc::kDataLoss,
+                   fmt::format("two VMs are named {}: {} and {}", name, id->hex(), by_name_[name].hex()));
     }
     Entry entry;
     entry.record = std::move(*record);
@@ -172,7 +173,8 @@ Result<std::vector<Claim>> Registry::reserve(const std::vector<v1::VmRecord>& re
     Entry entry;
     entry.record = records[i];
     entry.busy = what;
-    const bool fresh = by_name_.emplace(records[i].config().name(), ids[i]).second && vms_.emplace(ids[i], entry).second;
+    const bool fresh =
+        by_name_.emplace(records[i].config().name(), ids[i]).second && vms_.emplace(ids[i], entry).second;
     FVMM_CHECK(fresh, "names and ids of one reservation differ");
     claims.push_back(Claim(*this, ids[i]));
   }

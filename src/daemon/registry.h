@@ -107,7 +107,8 @@ class Registry {
   Result<Claim> claim(const Id& id, const std::string& what, Allow allow = Allow::kSettledOnly);
   /// New VMs, all or none, known but not saved until Claim::change(). kAlreadyExists names the taken name or id.
   Result<std::vector<Claim>> reserve(const std::vector<v1::VmRecord>& records, const std::string& what);
-  /// For the watch of `worker`: waits until no command is under way. Nothing when the VM has left that worker, or at stop.
+  /// For the watch of `worker`: waits until no command is under way. Nothing when the VM has left that worker, or at
+  /// stop.
   std::optional<Claim> claim_for(const Id& id, const WorkerProcess& worker);
   /// The watch's news. False when the VM has left that worker.
   bool note(const Id& id, const WorkerProcess& worker, const v1::WorkerInfo& info);
@@ -130,7 +131,8 @@ class Registry {
     bool internal = false;  // the claim is fvmmd's own
     double start_ms = 0;
   };
-  Registry(std::filesystem::path directory, SessionLedger& ledger) : directory_(std::move(directory)), ledger_(ledger) {}
+  Registry(std::filesystem::path directory, SessionLedger& ledger)
+      : directory_(std::move(directory)), ledger_(ledger) {}
   Status load();
   [[nodiscard]] VmView view_of(const Id& id, const Entry& entry) const;
   [[nodiscard]] std::filesystem::path directory_of(const Id& id) const { return directory_ / id.hex(); }
@@ -142,9 +144,9 @@ class Registry {
   SessionLedger& ledger_;
   mutable std::mutex mutex_;
   std::condition_variable released_;
-  std::map<Id, Entry> vms_;             // mutex_
-  std::map<std::string, Id> by_name_;   // mutex_
-  bool stopping_ = false;               // mutex_
+  std::map<Id, Entry> vms_;            // mutex_
+  std::map<std::string, Id> by_name_;  // mutex_
+  bool stopping_ = false;              // mutex_
 };
 
 }  // namespace fvmm::daemon

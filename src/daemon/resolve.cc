@@ -20,7 +20,8 @@ v1::SessionAnswer answer_of(const v1::SessionRecord& record) {
       answer.set_outcome("refused");
       answer.set_detail("the destination can never start it in this session");
       return answer;
-    default: break;
+    default:
+      break;
   }
   answer.set_outcome("unknown");
   answer.set_detail(record.role() == v1::ROLE_MAY_START ? "it may have started, and its worker is gone"
@@ -37,11 +38,14 @@ Resolution resolve(const ResolveInput& input) {
     case PeerOutcome::kRefused:  // the right to run is the source's
       if (destination) return Resolution::kDropReplica;
       return input.worker_alive ? Resolution::kRunHere : Resolution::kLost;
-    case PeerOutcome::kUnknown: break;
+    case PeerOutcome::kUnknown:
+      break;
   }
   switch (input.force) {
-    case Force::kNone: return Resolution::kStay;
-    case Force::kStartHere: return input.worker_alive ? Resolution::kRunHere : Resolution::kNothingToRun;
+    case Force::kNone:
+      return Resolution::kStay;
+    case Force::kStartHere:
+      return input.worker_alive ? Resolution::kRunHere : Resolution::kNothingToRun;
     case Force::kDiscard:
       if (input.role == v1::SESSION_ROLE_NONE) return Resolution::kLost;
       return destination ? Resolution::kDropReplica : Resolution::kMoved;
@@ -56,12 +60,16 @@ bool by_force(const ResolveInput& input) {
 std::optional<v1::SessionOutcome> outcome_after(Resolution resolution, v1::SessionRole role) {
   const bool destination = role == v1::ROLE_MAY_START;
   switch (resolution) {
-    case Resolution::kMoved: return v1::OUTCOME_STARTED;
-    case Resolution::kDropReplica: return v1::OUTCOME_REFUSED;
+    case Resolution::kMoved:
+      return v1::OUTCOME_STARTED;
+    case Resolution::kDropReplica:
+      return v1::OUTCOME_REFUSED;
     case Resolution::kRunHere:
-    case Resolution::kLost: return destination ? v1::OUTCOME_STARTED : v1::OUTCOME_REFUSED;
+    case Resolution::kLost:
+      return destination ? v1::OUTCOME_STARTED : v1::OUTCOME_REFUSED;
     case Resolution::kStay:
-    case Resolution::kNothingToRun: break;
+    case Resolution::kNothingToRun:
+      break;
   }
   return std::nullopt;
 }

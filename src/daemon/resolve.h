@@ -10,21 +10,23 @@
 
 namespace fvmm::daemon {
 
-/// What the peer says of the session. The destination runs the VM, can never run it, or nobody knows (also: not reached).
+/// What the peer says of the session. The destination runs the VM, can never run it, or nobody knows (also: not
+/// reached).
 enum class PeerOutcome : std::uint8_t { kStarted, kRefused, kUnknown };
 PeerOutcome parse_outcome(const v1::SessionAnswer& answer);
-/// What a settled or open record answers to a peer's question. Open is unknown: the worker, asked first, could not tell.
+/// What a settled or open record answers to a peer's question. Open is unknown: the worker, asked first, could not
+/// tell.
 v1::SessionAnswer answer_of(const v1::SessionRecord& record);
 
 enum class Force : std::uint8_t { kNone, kStartHere, kDiscard };
 
 enum class Resolution : std::uint8_t {
-  kRunHere,        // the living worker resumes the VM (source) or starts the replica (destination)
-  kMoved,          // source: the peer has it; what is left here is dropped
-  kLost,           // the right to run is here, but the memory died with the worker
-  kDropReplica,    // destination: the replica never runs here
-  kStay,           // still unsettled
-  kNothingToRun,   // --force-start-here without a worker: there is no memory to start from
+  kRunHere,       // the living worker resumes the VM (source) or starts the replica (destination)
+  kMoved,         // source: the peer has it; what is left here is dropped
+  kLost,          // the right to run is here, but the memory died with the worker
+  kDropReplica,   // destination: the replica never runs here
+  kStay,          // still unsettled
+  kNothingToRun,  // --force-start-here without a worker: there is no memory to start from
 };
 
 struct ResolveInput {

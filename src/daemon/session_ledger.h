@@ -15,8 +15,9 @@
 namespace fvmm::daemon {
 
 inline constexpr std::size_t kSettledSessionsMax = 65536;
-inline constexpr std::size_t kRefusedSessionsMax = 4096;  // refusals recorded because a peer asked about a session unknown here
-inline constexpr int kLedgerDaysKept = 30;                // entries younger than this are never removed to make room
+inline constexpr std::size_t kRefusedSessionsMax =
+    4096;                                   // refusals recorded because a peer asked about a session unknown here
+inline constexpr int kLedgerDaysKept = 30;  // entries younger than this are never removed to make room
 
 class SessionLedger {
  public:

@@ -48,8 +48,8 @@ std::vector<char*> worker_environment() {
   std::vector<char*> variables;
   for (char** it = environ; it != nullptr && *it != nullptr; ++it) {
     const std::string_view variable(*it);
-    const bool ours = variable.starts_with("LISTEN_") || variable.starts_with("NOTIFY_SOCKET=") ||
-                      variable.starts_with("WATCHDOG_");
+    const bool ours =
+        variable.starts_with("LISTEN_") || variable.starts_with("NOTIFY_SOCKET=") || variable.starts_with("WATCHDOG_");
     if (!ours) variables.push_back(*it);
   }
   variables.push_back(nullptr);
@@ -59,7 +59,8 @@ std::vector<char*> worker_environment() {
 Result<pid_t> spawn_process(const std::filesystem::path& executable, std::vector<std::string> arguments, int log,
                             int ready) {
   SpawnPlan plan;
-  // main() keeps 0 to 2 open, so `log` and `ready` are 3 or above; 3 itself is overwritten only after the log was copied.
+  // main() keeps 0 to 2 open, so `log` and `ready` are 3 or above; 3 itself is overwritten only after the log was
+  // copied.
   posix_spawn_file_actions_addopen(&plan.actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_adddup2(&plan.actions, log, STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&plan.actions, log, STDERR_FILENO);
@@ -107,13 +108,14 @@ Result<std::shared_ptr<WorkerProcess>> ExecSpawner::spawn(const Shape& shape, co
   if (::pipe2(ends, O_CLOEXEC) != 0) return Error(Errc::kIo, "pipe2", errno);
   const UniqueFd read_end(ends[0]);
   UniqueFd write_end(ends[1]);
-  std::vector<std::string> arguments{"fvmmd",        "--worker",
-                                     "--socket",     socket.string(),
-                                     "--memory",     std::to_string(shape.memory_bytes),
-                                     "--vcpus",      std::to_string(shape.vcpus),
-                                     "--ready-fd",   std::to_string(kReadyFdInWorker)};
+  std::vector<std::string> arguments{"fvmmd",      "--worker",
+                                     "--socket",   socket.string(),
+                                     "--memory",   std::to_string(shape.memory_bytes),
+                                     "--vcpus",    std::to_string(shape.vcpus),
+                                     "--ready-fd", std::to_string(kReadyFdInWorker)};
   if (options_.test_hooks) arguments.emplace_back("--test-hooks");
-  const pid_t pid = FVMM_TRY(spawn_process(options_.executable, std::move(arguments), log.get(), write_end.get()), "worker");
+  const pid_t pid =
+      FVMM_TRY(spawn_process(options_.executable, std::move(arguments), log.get(), write_end.get()), "worker");
   write_end.reset();  // so that the end of the worker is the end of the pipe
   auto worker = FVMM_TRY(WorkerProcess::of(pid, socket, shape));
   const Ready ready = wait_ready(read_end.get(), deadline.sooner(kSpawnWaitMax));
@@ -127,7 +129,9 @@ Result<std::shared_ptr<WorkerProcess>> ExecSpawner::spawn(const Shape& shape, co
   return error;
 }
 
-void ExecSpawner::end(WorkerProcess& worker) { end_worker(worker); }
+void ExecSpawner::end(WorkerProcess& worker) {
+  end_worker(worker);
+}
 
 void end_worker(WorkerProcess& worker) {
   const Deadline deadline = Deadline::after(kStopWait);

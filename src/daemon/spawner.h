@@ -22,8 +22,8 @@ class Spawner {
   Spawner(Spawner&&) = delete;
   Spawner& operator=(Spawner&&) = delete;
 
-  /// A warm worker of that shape, ready for Boot, Clone or Receive. kInternal with its last log line when it ends before;
-  /// kDeadlineExceeded, with the process killed, when it is not ready in time.
+  /// A warm worker of that shape, ready for Boot, Clone or Receive. kInternal with its last log line when it ends
+  /// before; kDeadlineExceeded, with the process killed, when it is not ready in time.
   virtual Result<std::shared_ptr<WorkerProcess>> spawn(const Shape& shape, const Deadline& deadline) = 0;
   /// Ends a worker that carries no VM. Returns once it is gone.
   virtual void end(WorkerProcess& worker) = 0;
@@ -45,7 +45,8 @@ class ExecSpawner final : public Spawner {
   const Options options_;
 };
 
-/// Asks a worker to stop, waits, and kills it when it does not end. Returns with the process gone and its files removed.
+/// Asks a worker to stop, waits, and kills it when it does not end. Returns with the process gone and its files
+/// removed.
 void end_worker(WorkerProcess& worker);
 
 }  // namespace fvmm::daemon

@@ -17,8 +17,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::chrono::hours kWatchRenewal{1};    // every wait has an end; the watch then asks again
-constexpr std::chrono::seconds kEndWait{1};       // between the end of a watch stream and the next try
+constexpr std::chrono::hours kWatchRenewal{1};  // every wait has an end; the watch then asks again
+constexpr std::chrono::seconds kEndWait{1};     // between the end of a watch stream and the next try
 constexpr std::uint64_t kWorkerLogKept = 64 * kKiB;
 
 /// The process listening on a Unix socket; 0 when nobody does. unix(7), SO_PEERCRED of a connected client.
@@ -62,7 +62,9 @@ bool is_end(v1::VmState state) {
 
 }  // namespace
 
-Supervisor::~Supervisor() { join(); }
+Supervisor::~Supervisor() {
+  join();
+}
 
 void Supervisor::watch(const Id& id, std::shared_ptr<WorkerProcess> worker) {
   const std::lock_guard lock(mutex_);
@@ -191,10 +193,11 @@ Status Supervisor::adopt(const fs::path& socket) {
   if (!worker) return std::move(worker.error());
   if (!info) {
     if (!(*worker)->alive()) return {};
-    return Error(Errc::kUnavailable,
-                 fmt::format("worker {} at {} does not answer ({}) and may run a guest: let it come back, or end it with "
-                             "\"kill {}\", then start fvmmd again",
-                             pid, socket.string(), info.error().message(), pid));
+    return Error(
+        Errc::kUnavailable,
+        fmt::format("worker {} at {} does not answer ({}) and may run a guest: let it come back, or end it with "
+                    "\"kill {}\", then start fvmmd again",
+                    pid, socket.string(), info.error().message(), pid));
   }
   if (info->config().id().empty()) {
     end_worker(**worker);

@@ -16,7 +16,8 @@
 
 namespace fvmm::daemon {
 
-/// How long an old worker may take to answer when fvmmd starts; one that does not answer stops the start (it may run a guest).
+/// How long an old worker may take to answer when fvmmd starts; one that does not answer stops the start (it may run a
+/// guest).
 inline constexpr std::chrono::seconds kAdoptWait{10};
 
 /// Owner: the daemon. Thread: any.
@@ -31,8 +32,8 @@ class Supervisor {
 
   /// Follows the worker until it ends or the VM leaves it. Call after Claim::attach().
   void watch(const Id& id, std::shared_ptr<WorkerProcess> worker);
-  /// At start: connects to every socket in the directory, adopts workers with a VM, ends warm ones, removes dead sockets.
-  /// kUnavailable naming the process when a living worker does not answer: its guest may be running.
+  /// At start: connects to every socket in the directory, adopts workers with a VM, ends warm ones, removes dead
+  /// sockets. kUnavailable naming the process when a living worker does not answer: its guest may be running.
   Status adopt_all(const std::filesystem::path& workers_directory);
   /// After StopSignal::fire() and Registry::stop(): waits for the threads. Workers go on.
   void join();

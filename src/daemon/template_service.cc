@@ -50,8 +50,8 @@ Result<v1::TemplateInfo> TemplateService::create(const v1::CreateTemplateRequest
   const Claim claim = FVMM_TRY(registry_.claim(request.vm(), fmt::format("template create {}", request.name())));
   const VmView vm = claim.view();
   if (!vm.worker || (vm.state() != v1::VM_RUNNING && vm.state() != v1::VM_PAUSED)) {
-    return Error(Errc::kFailedPrecondition,
-                 fmt::format("VM {} is {}: a template is taken of a running or paused VM", request.vm(), state_text(vm.state())));
+    return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}: a template is taken of a running or paused VM",
+                                                        request.vm(), state_text(vm.state())));
   }
   v1::WorkerTemplateRequest work;
   work.set_name(request.name());
@@ -80,7 +80,9 @@ Result<v1::VerifyReport> TemplateService::verify(const std::string& name) const 
   return out;
 }
 
-Status TemplateService::remove(const std::string& name) { return store_.remove(name); }
+Status TemplateService::remove(const std::string& name) {
+  return store_.remove(name);
+}
 
 Result<v1::TemplateInfo> TemplateService::import(const v1::ImportRequest& request) {
   if (!request.link()) {
@@ -122,23 +124,23 @@ void TemplateService::bind(control::Server& server) {
   server.unary<v1::CreateTemplateRequest, TemplateInfo>(
       "fvmm.v1.Templates/Create",
       [this](Call& call, const v1::CreateTemplateRequest& request) { return create(request, call.deadline()); });
-  server.unary<v1::Empty, v1::TemplateList>("fvmm.v1.Templates/List", [this](Call&, const v1::Empty&) { return list(); });
+  server.unary<v1::Empty, v1::TemplateList>("fvmm.v1.Templates/List",
+                                            [this](Call&, const v1::Empty&) { return list(); });
   server.unary<TemplateName, TemplateInfo>("fvmm.v1.Templates/Show",
                                            [this](Call&, const TemplateName& request) { return show(request.name()); });
-  server.stream<v1::PushRequest, v1::PushEvent>(
-      "fvmm.v1.Templates/Push", [this](Call& call, const v1::PushRequest& request) {
-        return push(request, [&call](const v1::PushEvent& event) { return !call.cancelled() && call.send(event).ok(); });
-      });
-  server.unary<v1::ImportRequest, TemplateInfo>("fvmm.v1.Templates/Import",
-                                                [this](Call&, const v1::ImportRequest& request) { return import(request); });
+  server.stream<v1::PushRequest, v1::PushEvent>("fvmm.v1.Templates/Push", [this](Call& call,
+                                                                                 const v1::PushRequest& request) {
+    return push(request, [&call](const v1::PushEvent& event) { return !call.cancelled() && call.send(event).ok(); });
+  });
+  server.unary<v1::ImportRequest, TemplateInfo>(
+      "fvmm.v1.Templates/Import", [this](Call&, const v1::ImportRequest& request) { return import(request); });
   server.unary<TemplateName, v1::Empty>("fvmm.v1.Templates/Remove",
                                         [this](Call&, const TemplateName& request) -> Result<v1::Empty> {
                                           FVMM_TRY(remove(request.name()));
                                           return v1::Empty();
                                         });
-  server.unary<TemplateName, v1::VerifyReport>("fvmm.v1.Templates/Verify", [this](Call&, const TemplateName& request) {
-    return verify(request.name());
-  });
+  server.unary<TemplateName, v1::VerifyReport>(
+      "fvmm.v1.Templates/Verify", [this](Call&, const TemplateName& request) { return verify(request.name()); });
 }
 
 }  // namespace fvmm::daemon

@@ -58,7 +58,8 @@ Result<v1::LogChunk> VmService::logs(const v1::LogsRequest& request,
   if (!opened) return opened.error();
   const UniqueFd inotify(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
   if (!inotify) return Error(Errc::kIo, "inotify_init1", errno);
-  if (::inotify_add_watch(inotify.get(), path.c_str(), IN_MODIFY) < 0) return Error(Errc::kIo, "inotify_add_watch", errno);
+  if (::inotify_add_watch(inotify.get(), path.c_str(), IN_MODIFY) < 0)
+    return Error(Errc::kIo, "inotify_add_watch", errno);
   std::uint64_t offset = request.offset();
   for (;;) {
     // Looked at before the last read, so that what a worker wrote before its end is sent.
@@ -76,9 +77,9 @@ void VmService::bind(control::Server& server) {
   using control::Call;
   using v1::VmInfo;
   using v1::VmName;
-  server.unary<v1::CreateVmRequest, VmInfo>("fvmm.v1.Vms/Create", [this](Call& call, const v1::CreateVmRequest& request) {
-    return create(request, call.deadline());
-  });
+  server.unary<v1::CreateVmRequest, VmInfo>(
+      "fvmm.v1.Vms/Create",
+      [this](Call& call, const v1::CreateVmRequest& request) { return create(request, call.deadline()); });
   server.unary<VmName, VmInfo>("fvmm.v1.Vms/Start", [this](Call& call, const VmName& request) {
     return start(request.name(), call.deadline());
   });
@@ -88,21 +89,22 @@ void VmService::bind(control::Server& server) {
   server.unary<VmName, VmInfo>("fvmm.v1.Vms/Resume", [this](Call& call, const VmName& request) {
     return resume(request.name(), call.deadline());
   });
-  server.unary<VmName, VmInfo>("fvmm.v1.Vms/Stop", [this](Call&, const VmName& request) { return stop(request.name()); });
+  server.unary<VmName, VmInfo>("fvmm.v1.Vms/Stop",
+                               [this](Call&, const VmName& request) { return stop(request.name()); });
   server.unary<VmName, v1::Empty>("fvmm.v1.Vms/Remove", [this](Call&, const VmName& request) -> Result<v1::Empty> {
     FVMM_TRY(remove(request.name()));
     return v1::Empty();
   });
   server.unary<v1::Empty, v1::VmList>("fvmm.v1.Vms/List",
                                       [this](Call&, const v1::Empty&) -> Result<v1::VmList> { return list(); });
-  server.unary<VmName, VmInfo>("fvmm.v1.Vms/Show", [this](Call&, const VmName& request) { return show(request.name()); });
+  server.unary<VmName, VmInfo>("fvmm.v1.Vms/Show",
+                               [this](Call&, const VmName& request) { return show(request.name()); });
   server.unary<v1::CloneRequest, v1::VmList>("fvmm.v1.Vms/Clone", [this](Call& call, const v1::CloneRequest& request) {
     return clone(request, call.deadline());
   });
   server.stream<v1::LogsRequest, v1::LogChunk>("fvmm.v1.Vms/Logs", [this](Call& call, const v1::LogsRequest& request) {
     return logs(
-        request, [&call](const v1::LogChunk& chunk) { return call.send(chunk); },
-        [&call] { return call.cancelled(); });
+        request, [&call](const v1::LogChunk& chunk) { return call.send(chunk); }, [&call] { return call.cancelled(); });
   });
   server.unary<v1::PokeRequest, v1::Empty>("fvmm.v1.Vms/Poke",
                                            [this](Call& call, const v1::PokeRequest& request) -> Result<v1::Empty> {

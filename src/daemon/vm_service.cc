@@ -19,11 +19,15 @@ Status check_startable(const VmView& vm) {
     case v1::VM_CREATED:
     case v1::VM_STOPPED:
     case v1::VM_LOST:
-    case v1::VM_FAILED: break;
-    case v1::VM_PAUSED: return Error(Errc::kFailedPrecondition, fmt::format("VM {0} is paused: \"vm resume {0}\"", name));
+    case v1::VM_FAILED:
+      break;
+    case v1::VM_PAUSED:
+      return Error(Errc::kFailedPrecondition, fmt::format("VM {0} is paused: \"vm resume {0}\"", name));
     case v1::VM_MOVED:
-      return Error(Errc::kFailedPrecondition, fmt::format("VM {} moved to {} and runs there", name, vm.record.moved_to()));
-    default: return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}", name, state_text(state)));
+      return Error(Errc::kFailedPrecondition,
+                   fmt::format("VM {} moved to {} and runs there", name, vm.record.moved_to()));
+    default:
+      return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}", name, state_text(state)));
   }
   const auto session = read_session(vm.directory);
   if (vm.worker || (session && session->outcome() == v1::OUTCOME_OPEN)) {
@@ -73,7 +77,8 @@ Result<v1::VmInfo> VmService::start(const std::string& name, const Deadline& dea
   return to_info(view);
 }
 
-Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmView& vm, const Deadline& deadline) const {
+Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmView& vm,
+                                          const Deadline& deadline) const {
   const WorkerClient client(worker.socket());
   if (vm.record.template_().id().empty()) {
     FVMM_TRY(check_files(vm.record.config()));

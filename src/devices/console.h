@@ -19,13 +19,14 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "base/units.h"
 #include "devices/device.h"
 
 namespace fvmm::devices {
 
-inline constexpr std::uint64_t kLogBytesMax = 16ull * 1024 * 1024;   // then one old file is kept as "<log>.1"
-inline constexpr std::size_t kConsoleRingBytes = 64 * 1024;          // what a newly attached client sees first
-inline constexpr std::size_t kOutputBufferBytesMax = 1024 * 1024;    // between the guest and the writer thread
+inline constexpr std::uint64_t kLogBytesMax = 16 * kMiB;             // then one old file is kept as "<log>.1"
+inline constexpr std::size_t kConsoleRingBytes = 64 * kKiB;          // what a newly attached client sees first
+inline constexpr std::size_t kOutputBufferBytesMax = kMiB;           // between the guest and the writer thread
 inline constexpr std::size_t kConsoleInputBytesMax = 4096;           // read from a client and not yet taken
 inline constexpr std::chrono::milliseconds kConsoleRetry{50};        // while the guest has no room for input
 inline constexpr std::chrono::milliseconds kConsoleStopFlush{1000};  // for the last output when the sink is destroyed
@@ -41,6 +42,10 @@ class SerialOutput final : public OutputSink {
   /// Opens the log and starts the writer thread. kIo, kPermissionDenied, kNotFound when the log cannot be opened.
   static Result<std::unique_ptr<SerialOutput>> create(Options options);
   ~SerialOutput() override;  // flushes within kConsoleStopFlush, then stops the thread
+  SerialOutput(const SerialOutput&) = delete;
+  SerialOutput& operator=(const SerialOutput&) = delete;
+  SerialOutput(SerialOutput&&) = delete;
+  SerialOutput& operator=(SerialOutput&&) = delete;
 
   /// Appends to the buffer; what does not fit is dropped and counted. Thread: any. Never waits for I/O.
   void emit(std::span<const std::byte> bytes) override;

@@ -20,8 +20,11 @@ Error gone(const fs::path& directory) {
 
 /// A shared lock that holds: taken, and the template is still where it was.
 Result<UniqueFd> take_pin(int directory, const fs::path& path) {
-  UniqueFd pin = FVMM_TRY(open_in(directory, kPinFile, O_RDONLY));
-  if (::flock(pin.get(), LOCK_SH | LOCK_NB) != 0) {
+  Result<UniqueFd> pin = open_in(directory, kPinFile, O_RDONLY);
+  if (!pin && pin.error().code() != Errc::kNotFound) return std::move(pin.error());
+  if (!pin && !is_same_directory(directory, path)) return gone(path);
+  if (!pin) return Error(Errc::kDataLoss, "the pin file is missing");
+  if (::flock(pin->get(), LOCK_SH | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK) return gone(path);  // only a removal locks exclusively, and it does not turn back
     return Error(Errc::kIo, "lock the pin file", errno);
   }

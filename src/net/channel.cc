@@ -38,6 +38,7 @@ struct Channel::State {
   Status broken(Error error);
   void queue_send();
   void queue_receive();
+  void receive_at_once();
   void handle(std::uint64_t request, int result);
   Status wait(const char* what, const Transfer& transfer, const Deadline& deadline);
   void let_go();
@@ -89,6 +90,20 @@ void Channel::State::queue_receive() {
   io_uring_prep_recvmsg(&sqe, socket.get(), &receiving.message, MSG_WAITALL);
   io_uring_sqe_set_data64(&sqe, kReceiveDone);
   receiving.in_flight = true;
+}
+
+/// Takes what has already arrived, without the ring: a microsecond or two less for a small message.
+void Channel::State::receive_at_once() {
+  const std::span<iovec> window = receiving.parts.window();
+  msghdr message{};
+  message.msg_iov = window.data();
+  message.msg_iovlen = window.size();
+  const ssize_t got = ::recvmsg(socket.get(), &message, MSG_DONTWAIT);
+  if (got >= 0) {
+    handle(kReceiveDone, static_cast<int>(got));
+  } else if (errno != EAGAIN) {
+    handle(kReceiveDone, -errno);
+  }
 }
 
 /// Takes in one completion. A short transfer is only noted: its owner queues the rest.
@@ -195,6 +210,7 @@ Status Channel::receive(std::span<const iovec> parts, const Deadline& deadline) 
   State& s = *state_;
   FVMM_TRY(s.usable());
   s.receiving.parts.assign(parts);
+  if (!s.receiving.parts.done()) s.receive_at_once();
   while (!s.receiving.parts.done()) {
     if (s.receiving.failed) return s.broken(*s.receiving.failed);
     if (s.end_of_stream) {

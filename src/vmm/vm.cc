@@ -164,7 +164,12 @@ Status Vm::pause() {
   std::vector<Vcpu::Answer> answers;
   for (auto& vcpu : vcpus_) answers.push_back(vcpu->park());
   const Deadline deadline = Deadline::after(kParkWait);
-  for (auto& answer : answers) FVMM_TRY(Vcpu::wait(answer, deadline), "pause");
+  for (auto& answer : answers) {
+    const Status parked = Vcpu::wait(answer, deadline);
+    if (parked) continue;
+    for (auto& vcpu : vcpus_) (void)vcpu->run();  // follows the park in each mailbox: nobody is left frozen
+    return Error(parked.error()).with("pause");
+  }
   paused_ = true;
   return {};
 }

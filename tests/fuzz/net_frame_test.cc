@@ -95,7 +95,7 @@ void expect_within_limits(const FrameHeader& header) {
 
 TEST(FrameFuzz, DecodeAcceptsOnlyWhatEncodesToTheSameBytes) {
   const std::uint64_t seed = from_environment("FVMM_FUZZ_SEED", 1);
-  const std::uint64_t rounds = from_environment("FVMM_FUZZ_ROUNDS", 400'000 / kSlower);
+  const std::uint64_t rounds = from_environment("FVMM_FUZZ_ROUNDS", 1'200'000 / kSlower);
   Random random(seed);
   std::uint64_t accepted = 0;
   for (std::uint64_t round = 0; round < rounds; ++round) {
@@ -140,7 +140,7 @@ std::vector<std::byte> any_stream(Random& random) {
 
 TEST(FrameFuzz, ReceiveMessageNeverReadsPastItsFrame) {
   const std::uint64_t seed = from_environment("FVMM_FUZZ_SEED", 2);
-  const std::uint64_t rounds = from_environment("FVMM_FUZZ_ROUNDS", 100'000 / kSlower);
+  const std::uint64_t rounds = from_environment("FVMM_FUZZ_ROUNDS", 300'000 / kSlower);
   Random random(seed);
   std::uint64_t accepted = 0;
   for (std::uint64_t round = 0; round < rounds; ++round) {

@@ -109,16 +109,14 @@ class QemuGuest {
   QemuGuest(QemuGuest&&) = delete;
   QemuGuest& operator=(QemuGuest&&) = delete;
 
-  /// The next line for which `wanted` holds; an empty one when QEMU ended or the wait is over. Keeps all lines in
-  /// log().
+  /// The next line for which `wanted` holds; an empty one when QEMU ended or the wait is over. log() has all lines.
   Line wait_for(const std::function<bool(const Line&)>& wanted) {
     const Deadline deadline = Deadline::after(kLineWait);
-    for (std::size_t i = 0; i < kLinesMax; ++i) {
-      const auto end = buffer_.find('\n');
-      if (end == std::string::npos) {
-        if (!fill(deadline)) break;
-        continue;
+    for (std::size_t lines = 0; lines < kLinesMax; ++lines) {
+      while (buffer_.find('\n') == std::string::npos) {
+        if (!fill(deadline)) return {};
       }
+      const auto end = buffer_.find('\n');
       const Line line = parse(buffer_.substr(0, end));
       buffer_.erase(0, end + 1);
       log_ += line.text + "\n";

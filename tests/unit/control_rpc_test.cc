@@ -142,11 +142,13 @@ TEST(ControlRpc, DeadlineTravelsToTheServer) {
 }
 
 TEST(ControlRpc, PassedDeadlineEndsTheCallAndCancelsTheHandlerAndTheConnectionLives) {
+  std::promise<void> given_up;
   std::promise<void> cancelled;
   Served served([&](Server& server) {
     server.unary<VmName, VmInfo>("Show", show);
     server.unary<Empty, Empty>("Hang", [&](Call& call, const Empty&) -> Result<Empty> {
       while (!call.cancelled()) std::this_thread::yield();
+      given_up.get_future().wait();  // the client's clock decides, however late this thread runs
       cancelled.set_value();
       return Error(Errc::kCancelled, "late");
     });
@@ -157,6 +159,7 @@ TEST(ControlRpc, PassedDeadlineEndsTheCallAndCancelsTheHandlerAndTheConnectionLi
   ASSERT_FALSE(status.ok());
   EXPECT_EQ(status.error().code(), Errc::kDeadlineExceeded);
   EXPECT_FALSE(client->answered());
+  given_up.set_value();
   cancelled.get_future().wait();
   VmName request;
   request.set_name("after");

@@ -378,9 +378,9 @@ TEST_F(Console, APathOf107BytesIsTakenAndOneOf108IsNot) {
 TEST_F(Console, EmittersOnSeveralThreadsLoseNothing) {
   constexpr std::size_t kEach = 20'000;
   const auto output = make();
-  std::vector<std::thread> emitters;
-  for (int t = 0; t < 3; ++t) {
-    emitters.emplace_back([&] {
+  std::vector<std::thread> emitters(3);
+  for (std::thread& emitter : emitters) {
+    emitter = std::thread([&] {
       for (std::size_t i = 0; i < kEach; ++i) output->emit(bytes_of("."));
     });
   }

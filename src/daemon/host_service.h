@@ -1,0 +1,28 @@
+// The Host service: what this host is and offers.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "base/result.h"
+#include "control/server.h"
+#include "proto/control.pb.h"
+
+namespace fvmm::daemon {
+
+inline constexpr const char* kVersion = "0.1.0";
+
+/// Thread: any.
+class HostService {
+ public:
+  HostService(std::string listen, std::function<unsigned()> warm_workers)
+      : listen_(std::move(listen)), warm_workers_(std::move(warm_workers)) {}
+  void bind(control::Server& server);
+  [[nodiscard]] Result<v1::HostInfo> info() const;
+
+ private:
+  const std::string listen_;
+  const std::function<unsigned()> warm_workers_;
+};
+
+}  // namespace fvmm::daemon

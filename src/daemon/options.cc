@@ -1,0 +1,109 @@
+#include "daemon/options.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <iostream>
+
+#include "base/units.h"
+#include "daemon/host_service.h"
+#include "daemon/pool.h"
+#include "memory/layout.h"
+
+namespace fvmm::daemon {
+namespace {
+
+constexpr int kExitUsage = 2;
+
+/// Runs the parse; the exit code when there is nothing more to do.
+std::optional<int> parse(CLI::App& app, int argc, const char* const* argv) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kExitUsage;
+  }
+  return std::nullopt;
+}
+
+Invocation parse_worker(int argc, const char* const* argv) {
+  CLI::App app("fvmmd worker process (started by fvmmd)");
+  WorkerOptions options;
+  bool worker = false;
+  std::string socket;
+  app.add_flag("--worker", worker);
+  app.add_option("--socket", socket)->required();
+  app.add_option("--memory", options.memory_bytes)->required();
+  app.add_option("--vcpus", options.vcpus)->required();
+  app.add_option("--ready-fd", options.ready_fd);
+  app.add_flag("--test-hooks", options.test_hooks);
+  if (const auto code = parse(app, argc, argv)) return *code;
+  options.socket = socket;
+  return options;
+}
+
+Result<std::filesystem::path> absolute(const std::string& text) {
+  std::error_code error;
+  auto path = std::filesystem::absolute(text, error);
+  if (error) return Error(Errc::kInvalidArgument, fmt::format("\"{}\" is not a path", text));
+  return path.lexically_normal();
+}
+
+}  // namespace
+
+Result<std::pair<Shape, unsigned>> parse_warm(const std::string& text) {
+  const auto times = text.find('x');
+  unsigned count = 1;
+  if (times != std::string::npos) {
+    const char* const end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data() + times + 1, end, count);
+    if (error != std::errc{} || rest != end || count == 0) {
+      return Error(Errc::kInvalidArgument, fmt::format("\"{}\" is not SIZE or SIZExCOUNT, as in 8Gx2", text));
+    }
+  }
+  Shape shape;
+  shape.memory_bytes = FVMM_TRY(parse_bytes(text.substr(0, times)), "--warm");
+  FVMM_TRY(memory::Layout::of(shape.memory_bytes), "--warm");
+  return std::pair(shape, count);
+}
+
+Invocation parse_command_line(int argc, const char* const* argv) {
+  for (int i = 1; i < argc; ++i) {
+    if (std::string_view(argv[i]) == "--worker") return parse_worker(argc, argv);
+  }
+  CLI::App app("fvmmd: runs virtual machines on templates, and moves them by what differs");
+  DaemonOptions options;
+  std::string runtime = options.runtime_directory.string();
+  std::string state = options.state_directory.string();
+  std::vector<std::string> warm;
+  app.add_option("--runtime-dir", runtime, "sockets; emptied by a reboot")->capture_default_str();
+  app.add_option("--state-dir", state, "VM records, logs and templates")->capture_default_str();
+  app.add_option("--listen", options.listen, "HOST:PORT for other fvmmds; loopback only until peers are authenticated");
+  app.add_flag("--test-hooks", options.test_hooks, "allow poke and injected failures (never in production)");
+  app.add_option("--warm", warm, "SIZE[xN]: keep N workers of that RAM size ready; may be given several times");
+  app.add_option("--warm-workers", options.warm_workers, "workers kept ready for each recently used size")
+      ->capture_default_str()
+      ->check(CLI::Range(0U, kWarmWorkersMax));
+  app.set_config("--config", "", "FILE with lines \"key = value\", keys as the options");
+  app.allow_config_extras(false);
+  app.set_version_flag("--version", kVersion);
+  if (const auto code = parse(app, argc, argv)) return *code;
+  const auto fail = [](const Error& error) {
+    std::cerr << "fvmmd: " << error.message() << '\n';
+    return kExitUsage;
+  };
+  for (const std::string& text : warm) {
+    const auto parsed = parse_warm(text);
+    if (!parsed) return fail(parsed.error());
+    options.warm[parsed->first] += parsed->second;
+  }
+  const auto runtime_path = absolute(runtime);
+  if (!runtime_path) return fail(runtime_path.error());
+  const auto state_path = absolute(state);
+  if (!state_path) return fail(state_path.error());
+  options.runtime_directory = *runtime_path;
+  options.state_directory = *state_path;
+  return options;
+}
+
+}  // namespace fvmm::daemon

@@ -1,0 +1,33 @@
+// fvmmd's command line and configuration file: the same keys in both.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/result.h"
+#include "daemon/process.h"
+#include "daemon/worker.h"
+
+namespace fvmm::daemon {
+
+struct DaemonOptions {
+  std::filesystem::path runtime_directory = "/run/fvmm";
+  std::filesystem::path state_directory = "/var/lib/fvmm";
+  std::string listen;  // HOST:PORT of the peer listener; empty: none
+  bool test_hooks = false;
+  std::map<Shape, unsigned> warm;  // --warm SIZE[xN]
+  unsigned warm_workers = 1;       // of each recently used shape
+};
+
+/// "8G" -> one worker of 8 GiB; "8Gx2" -> two. kInvalidArgument names the text.
+Result<std::pair<Shape, unsigned>> parse_warm(const std::string& text);
+
+/// What to do: be fvmmd, be a worker (--worker), or leave with this code (--help, bad usage: already printed).
+using Invocation = std::variant<DaemonOptions, WorkerOptions, int>;
+Invocation parse_command_line(int argc, const char* const* argv);
+
+}  // namespace fvmm::daemon

@@ -1,0 +1,97 @@
+// The receiving side of a migration: a replica that may not run before COMMIT. docs/handover.md, docs/wire-protocol.md.
+//
+//   Hello ─► prepare everything slow ─► `may-start` durable ─► READY ─► pages, STATE ─► load ─► PREPARED
+//   ─► COMMIT ─► run ─► STARTED ─► record `started` ─► SETTLED
+#pragma once
+
+#include <functional>
+#include <mutex>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/id.h"
+#include "base/mailbox.h"
+#include "base/result.h"
+#include "migration/destination_state.h"
+#include "migration/machine.h"
+#include "migration/page_receiver.h"
+#include "migration/record.h"
+#include "migration/steps.h"
+
+namespace fvmm::migration {
+
+inline constexpr std::size_t kDataConnectionsQueued = 16;
+inline constexpr std::chrono::seconds kCommitWait{15};   // after PREPARED; then the replica is refused durably
+inline constexpr std::chrono::seconds kSettledWait{10};
+
+struct DataConnection {
+  std::uint32_t index = 0;
+  std::unique_ptr<net::Stream> stream;
+};
+
+/// Makes the replica's machine: memory on the template, CPU as the source's guest has it, devices. Everything slow.
+using MakeGuest = std::function<Result<std::unique_ptr<Guest>>(const v1::PeerHello& hello)>;
+
+/// One migration to here. Owner: the session's thread; add_connection(), answer() and cancel() from any.
+class DestinationSession {
+ public:
+  struct Environment {
+    MakeGuest make_guest;
+    Journal* journal = nullptr;
+    StepHook on_step;
+    std::string boot_id;
+    std::function<void(Guest&)> on_started;  // the guest runs: take it over (called before the record is written)
+  };
+  DestinationSession(v1::PeerHello hello, std::unique_ptr<net::Stream> control, Environment environment);
+  ~DestinationSession();
+  DestinationSession(const DestinationSession&) = delete;
+  DestinationSession& operator=(const DestinationSession&) = delete;
+  DestinationSession(DestinationSession&&) = delete;
+  DestinationSession& operator=(DestinationSession&&) = delete;
+
+  /// The running guest, or why there is none. On an error the replica is gone and, where READY was said, durably refused.
+  Result<std::unique_ptr<Guest>> run();
+
+  /// A data connection that the listener accepted; refused when it is unexpected. Thread: any.
+  Status add_connection(DataConnection connection);
+  /// For a peer's query: refuses the session durably if COMMIT has not come. Thread: any.
+  v1::SessionAnswer answer();
+  void cancel();  // thread: any
+  [[nodiscard]] Id id() const { return session_; }
+
+ private:
+  Status prepare();
+  Status collect_connections();
+  Status receive_all();
+  Status load();
+  Status wait_for_commit();
+  Status start();
+  void settle();
+  Status step(std::string_view name);
+  Status advance(DestinationEvent event);
+  void refuse(const Error& error);
+  Status write_record(v1::SessionOutcome outcome);
+  Status say(v1::PeerKind kind);
+  Result<v1::PeerMessage> hear(v1::PeerKind wanted, const Deadline& deadline);
+  void phase_done(std::string_view name);
+
+  const v1::PeerHello hello_;
+  const Id session_;
+  std::unique_ptr<net::Stream> control_;
+  Environment environment_;
+  Deadline deadline_;
+  DestinationState state_ = DestinationState::kPreparing;
+  Verdict verdict_;
+  Mailbox<DataConnection> connections_{kDataConnectionsQueued};
+  std::unique_ptr<Guest> guest_;
+  std::vector<std::unique_ptr<net::Stream>> data_;
+  std::vector<std::unique_ptr<PageReceiver>> receivers_;
+  v1::PeerMessage state_message_;
+  std::vector<v1::Timing> timings_;
+  SteadyTime phase_began_;
+  std::mutex record_mutex_;  // the record is written by the session and by answer()
+};
+
+}  // namespace fvmm::migration

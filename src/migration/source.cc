@@ -1,0 +1,214 @@
+#include "migration/source.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "base/check.h"
+#include "migration/convergence.h"
+#include "net/frame.h"
+
+namespace fvmm::migration {
+
+SourceSession::SourceSession(Guest& guest, SourceOptions options, Transport& transport, Journal& journal)
+    : guest_(guest),
+      options_(std::move(options)),
+      transport_(transport),
+      journal_(journal),
+      deadline_(Deadline::after(options_.timeout)),
+      began_(std::chrono::steady_clock::now()),
+      phase_began_(began_) {
+  options_.connections = std::clamp(options_.connections, 1U, kConnectionsMax);
+}
+
+SourceSession::~SourceSession() = default;
+
+v1::MigrateResult SourceSession::run() {
+  const auto all = [&]() -> Status {
+    FVMM_TRY(connect());
+    FVMM_TRY(copy_rounds());
+    FVMM_TRY(stop_and_copy());
+    return commit();
+  };
+  const Status status = all();
+  if (!status) back_out(status.error());
+  return report(status);
+}
+
+void SourceSession::cancel() {
+  if (committing_) return;
+  cancelled_ = true;
+  const std::lock_guard lock(streams_mutex_);
+  if (control_ && !committing_) control_->cancel();
+  for (auto& stream : data_) {
+    if (!committing_) stream->cancel();
+  }
+}
+
+void SourceSession::advance(SourceEvent event) {
+  const auto to = next(state_, event);
+  FVMM_CHECK(to.has_value(), "the session's code follows its state machine");
+  state_ = *to;
+}
+
+Status SourceSession::step(std::string_view name) {
+  if (cancelled_ && !committing_) return Error(Errc::kCancelled, "cancelled");
+  if (deadline_.passed() && !committing_) return Error(Errc::kDeadlineExceeded, "the migration's time is up; see --timeout");
+  return options_.on_step ? options_.on_step(name) : Status{};
+}
+
+v1::PeerHello SourceSession::hello() const {
+  v1::PeerHello hello;
+  hello.set_version(kPeerVersion);
+  hello.set_purpose(v1::MIGRATE);
+  hello.set_session(session_.raw());
+  hello.set_connections(options_.connections);
+  *hello.mutable_vm() = guest_.config;
+  hello.set_mode(options_.mode == Mode::kSuspend ? "suspend" : "precopy");
+  if (options_.mode != Mode::kPrecopy) *hello.mutable_template_() = guest_.base;  // precopy is a copy of everything
+  hello.set_fencing_token(guest_.fencing_token + 1);
+  *hello.mutable_cpu() = guest_.machine->cpu();
+  hello.set_from(options_.from);
+  hello.set_timeout_ms(static_cast<std::uint32_t>(options_.timeout.count()));
+  hello.set_realtime_ns(static_cast<std::uint64_t>(system_clock().realtime_ns()));
+  hello.set_test_hook(options_.peer_test_hook);
+  return hello;
+}
+
+Status SourceSession::connect() {
+  FVMM_TRY(step("connect"));
+  {
+    auto stream = FVMM_TRY(transport_.connect(deadline_));
+    const std::lock_guard lock(streams_mutex_);
+    control_ = std::move(stream);
+  }
+  FVMM_TRY(step("hello"));
+  const v1::PeerHello greeting = hello();
+  FVMM_TRY(net::send_message(*control_, net::FrameType::kHello, greeting, deadline_), "send Hello");
+  FVMM_TRY(step("leaving"));  // while the peer prepares
+  FVMM_TRY(write_record(v1::OUTCOME_OPEN), "record the session");
+  recorded_ = true;
+  FVMM_TRY(step("ready"));
+  FVMM_TRY(expect(v1::PEER_READY, deadline_), "waiting for READY");
+  for (unsigned i = 0; i < options_.connections; ++i) {
+    FVMM_TRY(step("data"));
+    auto stream = FVMM_TRY(transport_.connect(deadline_), "data connection");
+    v1::PeerHello data;
+    data.set_version(kPeerVersion);
+    data.set_purpose(v1::DATA);
+    data.set_session(session_.raw());
+    data.set_index(i);
+    FVMM_TRY(net::send_message(*stream, net::FrameType::kHello, data, deadline_), "data connection");
+    senders_.push_back(std::make_unique<PageSender>(*stream, guest_.machine->memory().host_base()));
+    const std::lock_guard lock(streams_mutex_);
+    data_.push_back(std::move(stream));
+  }
+  advance(SourceEvent::kHelloOk);
+  setup_ms_ = to_ms(std::chrono::steady_clock::now() - began_);
+  phase_done("setup");
+  return {};
+}
+
+Result<v1::PeerMessage> SourceSession::expect(v1::PeerKind wanted, const Deadline& deadline) {
+  v1::PeerMessage message;
+  FVMM_TRY(net::receive_message(*control_, net::FrameType::kControl, message, deadline));
+  if (message.kind() == wanted) {
+    for (const v1::Timing& timing : message.timings()) {
+      v1::Phase phase;
+      phase.set_name("peer_" + timing.name());
+      phase.set_ms(timing.ms());
+      phases_.push_back(std::move(phase));
+    }
+    return message;
+  }
+  if (message.kind() == v1::PEER_REJECTED || message.kind() == v1::PEER_REFUSED_DURABLY) {
+    if (message.kind() == v1::PEER_REFUSED_DURABLY && state_ == SourceState::kCommitting) {
+      advance(SourceEvent::kRefusedDurably);
+    }
+    const auto code = message.code() >= 1 && message.code() <= static_cast<std::uint32_t>(Errc::kIo)
+                          ? static_cast<Errc>(message.code())
+                          : Errc::kFailedPrecondition;
+    return Error(code, fmt::format("peer {}: {}", options_.peer, message.reason()));
+  }
+  return Error(Errc::kDataLoss, fmt::format("peer {}: message {} where {} was due", options_.peer,
+                                            v1::PeerKind_Name(message.kind()), v1::PeerKind_Name(wanted)));
+}
+
+Status SourceSession::say(const v1::PeerMessage& message, const Deadline& deadline) {
+  return net::send_message(*control_, net::FrameType::kControl, message, deadline);
+}
+
+Status SourceSession::write_record(v1::SessionOutcome outcome) {
+  v1::SessionRecord record;
+  record.set_session(session_.raw());
+  record.set_vm(guest_.config.id());
+  record.set_role(v1::ROLE_LEAVING);
+  record.set_outcome(outcome);
+  record.set_peer(options_.peer);
+  record.set_boot_id(guest_.machine->cpu().boot_id());
+  record.set_fencing_token(guest_.fencing_token + 1);
+  return journal_.write(record);
+}
+
+// Until COMMIT a failure gives the guest back; the record says so before it runs again.
+void SourceSession::back_out(const Error& error) {
+  spdlog::warn("migration of {} to {}: {} in state {}", guest_.config.name(), options_.peer, error.message(),
+               to_string(state_));
+  if (state_ == SourceState::kCommitting) {
+    advance(SourceEvent::kFailed);
+    ask_until_known();
+  } else if (may_run_here(state_) && state_ != SourceState::kAborted) {
+    if (control_) {
+      v1::PeerMessage abort;
+      abort.set_kind(v1::PEER_ABORT);
+      abort.set_reason(error.message());
+      (void)say(abort, Deadline::after(std::chrono::milliseconds(200)));  // a courtesy: closing says the same
+    }
+    advance(SourceEvent::kFailed);
+  }
+  if (state_ != SourceState::kAborted) return;
+  if (recorded_) {
+    const Status status = write_record(v1::OUTCOME_ABORTED);
+    // An open record is the safe side: a restart would ask for `migrate resolve`, it would not run twice.
+    if (!status) spdlog::error("record of the aborted session: {}", status.error().message());
+  }
+  if (we_paused_) {
+    const Status resumed = guest_.machine->resume();
+    if (!resumed) spdlog::error("resume after an aborted migration: {}", resumed.error().message());
+    downtime_ms_ = to_ms(std::chrono::steady_clock::now() - paused_at_);
+  }
+}
+
+// The connection broke after COMMIT: the peer knows what became of it, so ask, within the time that is left.
+void SourceSession::ask_until_known() {
+  const Deadline limit = Deadline::after(kAnswerWait);
+  while (!limit.passed()) {
+    const auto answer = ask_session(transport_, session_, guest_.config.id(), limit.sooner(std::chrono::seconds(2)));
+    if (answer && answer->outcome() == "started") {
+      downtime_ms_ = to_ms(std::chrono::steady_clock::now() - paused_at_);
+      return advance(SourceEvent::kStarted);
+    }
+    if (answer && answer->outcome() == "refused") return advance(SourceEvent::kRefusedDurably);
+    if (answer) return;  // "unknown" will not change by asking again
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // between attempts to reach the peer
+  }
+}
+
+Result<v1::SessionAnswer> ask_session(Transport& transport, const Id& session, const std::string& vm,
+                                      const Deadline& deadline) {
+  auto stream = FVMM_TRY(transport.connect(deadline));
+  v1::PeerHello hello;
+  hello.set_version(kPeerVersion);
+  hello.set_purpose(v1::QUERY_SESSION);
+  hello.set_session(session.raw());
+  hello.mutable_vm()->set_id(vm);
+  FVMM_TRY(net::send_message(*stream, net::FrameType::kHello, hello, deadline), "ask about the session");
+  v1::PeerMessage message;
+  FVMM_TRY(net::receive_message(*stream, net::FrameType::kControl, message, deadline), "ask about the session");
+  if (message.kind() != v1::PEER_ANSWER) return Error(Errc::kDataLoss, "the peer did not answer the question");
+  return message.answer();
+}
+
+}  // namespace fvmm::migration

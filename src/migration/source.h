@@ -1,0 +1,114 @@
+// The sending side of a migration. docs/handover.md tells the story of the transaction, docs/wire-protocol.md the messages.
+//
+//   connect, Hello ─► `leaving` durable, READY from the peer ─► rounds (precopy) ─► pause ─► last pages, STATE
+//   ─► PREPARED ─► COMMIT ─► STARTED ─► `left` durable ─► SETTLED
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/id.h"
+#include "base/result.h"
+#include "migration/machine.h"
+#include "migration/page_sender.h"
+#include "migration/record.h"
+#include "migration/source_state.h"
+#include "migration/steps.h"
+#include "migration/transport.h"
+#include "proto/control.pb.h"
+
+namespace fvmm::migration {
+
+inline constexpr unsigned kConnectionsMax = 8;
+inline constexpr std::chrono::seconds kAnswerWait{10};  // for each of PREPARED and STARTED, inside the overall deadline
+
+enum class Mode { kSuspend, kPrecopy };
+
+struct SourceOptions {
+  Mode mode = Mode::kSuspend;
+  std::string why_mode;
+  std::string peer;                  // HOST:PORT, for records and errors
+  std::string from;                  // our daemon's peer address
+  unsigned connections = 1;
+  std::chrono::microseconds max_downtime{5000};
+  std::chrono::milliseconds timeout{60'000};
+  std::string peer_test_hook;        // travels in the Hello
+  StepHook on_step;
+  std::function<void(const v1::MigrateEvent&)> on_event;  // progress; on the session's thread
+};
+
+/// One migration from here. Owner: the session's thread; cancel() from any.
+class SourceSession {
+ public:
+  SourceSession(Guest& guest, SourceOptions options, Transport& transport, Journal& journal);
+  ~SourceSession();
+  SourceSession(const SourceSession&) = delete;
+  SourceSession& operator=(const SourceSession&) = delete;
+  SourceSession(SourceSession&&) = delete;
+  SourceSession& operator=(SourceSession&&) = delete;
+
+  /// Runs to the end. Afterwards state() is kDone (the guest is frozen here and may be torn down), kAborted (the guest is
+  /// as it was) or kUnknown (the guest is frozen and stays so). Never throws away the guest.
+  v1::MigrateResult run();
+  [[nodiscard]] SourceState state() const { return state_; }
+  /// Before COMMIT ends the session as aborted; after it has no effect. Thread: any.
+  void cancel();
+  [[nodiscard]] const Id& id() const { return session_; }
+
+ private:
+  Status connect();
+  Status copy_rounds();
+  Status stop_and_copy();
+  Status commit();
+  Status send_pages(const memory::Bitmap& pages);
+  Status step(std::string_view name);
+  Result<v1::PeerMessage> expect(v1::PeerKind wanted, const Deadline& deadline);
+  Status say(const v1::PeerMessage& message, const Deadline& deadline);
+  void advance(SourceEvent event);
+  void back_out(const Error& error);
+  void ask_until_known();
+  Status write_record(v1::SessionOutcome outcome);
+  v1::PeerHello hello() const;
+  void progress(std::string_view phase, std::uint64_t pages_left);
+  void phase_done(std::string_view name);
+  v1::MigrateResult report(const Status& status);
+  SendCounters totals() const;
+
+  Guest& guest_;
+  SourceOptions options_;
+  Transport& transport_;
+  Journal& journal_;
+  Id session_ = Id::random();
+  SourceState state_ = SourceState::kConnecting;
+  Deadline deadline_;
+  SteadyTime began_;
+  SteadyTime phase_began_;
+  SteadyTime paused_at_{};
+  bool we_paused_ = false;
+  bool recorded_ = false;  // `leaving` is durable
+  std::uint32_t rounds_ = 0;
+  double rate_ = 0;  // bytes per second of the last round
+  double setup_ms_ = 0;
+  double downtime_ms_ = 0;
+  double duration_ms_ = 0;
+  std::vector<v1::Phase> phases_;
+  std::unique_ptr<memory::DirtyTracker::Reader> round_;
+  std::mutex streams_mutex_;                             // cancel() against connect(): guards the two below
+  std::unique_ptr<net::Stream> control_;                 // streams_mutex_ while set
+  std::vector<std::unique_ptr<net::Stream>> data_;       // streams_mutex_ while growing
+  std::vector<std::unique_ptr<PageSender>> senders_;
+  std::atomic<bool> cancelled_{false};
+  std::atomic<bool> committing_{false};  // cancel() has no effect any more
+};
+
+/// Asks a peer about a session on a connection of its own. "started", "refused" or "unknown".
+Result<v1::SessionAnswer> ask_session(Transport& transport, const Id& session, const std::string& vm,
+                                      const Deadline& deadline);
+
+}  // namespace fvmm::migration

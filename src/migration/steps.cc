@@ -1,0 +1,27 @@
+#include "migration/steps.h"
+
+#include <unistd.h>
+
+#include <csignal>
+
+namespace fvmm::migration {
+
+Result<StepHook> parse_step_hook(std::string_view text) {
+  if (text.empty()) return StepHook{};
+  const auto colon = text.find(':');
+  const std::string verb(text.substr(0, colon));
+  const std::string wanted(colon == std::string_view::npos ? "" : text.substr(colon + 1));
+  if (wanted.empty() || (verb != "fail" && verb != "kill" && verb != "stall")) {
+    return Error(Errc::kInvalidArgument, "test hook \"" + std::string(text) + "\"; write fail:STEP, kill:STEP or stall:STEP");
+  }
+  return StepHook([verb, wanted](std::string_view step) -> Status {
+    if (step != wanted) return {};
+    if (verb == "kill") ::kill(::getpid(), SIGKILL);
+    if (verb == "stall") {
+      for (int i = 0; i < 3600; ++i) ::sleep(1);
+    }
+    return Error(Errc::kAborted, "test hook at step " + wanted);
+  });
+}
+
+}  // namespace fvmm::migration

@@ -1,0 +1,210 @@
+// Mutated template files through their decoders: never a crash, never a wild allocation, and what is accepted is either
+// the original or obeys every limit. FVMM_FUZZ_SEED and FVMM_FUZZ_ROUNDS change the run; a failure prints its seed.
+#include <google/protobuf/stubs/logging.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <random>
+
+#include "base/file.h"
+#include "memory/hash_table.h"
+#include "memory/template_format.h"
+
+namespace fvmm::memory {
+namespace {
+
+using Random = std::mt19937_64;
+
+std::uint64_t setting(const char* name, std::uint64_t fallback) {
+  const char* text = ::getenv(name);
+  return text != nullptr ? std::strtoull(text, nullptr, 10) : fallback;
+}
+
+const std::uint64_t kSeed = setting("FVMM_FUZZ_SEED", 20260101);
+const std::uint64_t kRounds = setting("FVMM_FUZZ_ROUNDS", 100'000);
+constexpr std::uint64_t kMemory = 16 * kMiB;
+
+/// One to four changes: a bit, a byte, a cut, an insertion, a block moved, a number at its extreme.
+std::string mutate(std::string bytes, Random& random, std::size_t from = 0) {
+  for (std::uint64_t changes = 1 + random() % 4; changes > 0 && bytes.size() > from; --changes) {
+    const std::size_t at = from + random() % (bytes.size() - from);
+    switch (random() % 6) {
+      case 0:
+        bytes[at] = static_cast<char>(bytes[at] ^ (1 << (random() % 8)));
+        break;
+      case 1:
+        bytes[at] = static_cast<char>(random());
+        break;
+      case 2:
+        bytes.resize(at);
+        break;
+      case 3:
+        bytes.insert(at, 1 + random() % 40, static_cast<char>(random()));
+        break;
+      case 4:
+        bytes.insert(at, bytes.substr(from + random() % (bytes.size() - from), random() % 64));
+        break;
+      default:
+        bytes.replace(at, std::min<std::size_t>(8, bytes.size() - at), 8, static_cast<char>(random() % 2 ? -1 : 0));
+    }
+  }
+  return bytes;
+}
+
+/// Makes length and checksum of an envelope right again, so that what lies behind them is reached.
+std::string reseal(std::string file) {
+  if (file.size() < 32) return file;
+  const auto body_bytes = static_cast<std::uint32_t>(file.size() - 32);
+  std::memcpy(file.data() + 12, &body_bytes, sizeof(body_bytes));
+  StreamHash hash;
+  hash.update(as_bytes(file).first(16));
+  hash.update(as_bytes(file).subspan(32));
+  std::memcpy(file.data() + 16, hash.finish().bytes.data(), 16);
+  return file;
+}
+
+v1::TemplateManifest a_manifest() {
+  v1::TemplateManifest manifest;
+  manifest.set_kind(v1::TEMPLATE_BASE);
+  manifest.set_id(std::string(16, 'i'));
+  manifest.set_name("web");
+  manifest.set_parent_digest(std::string(16, '\0'));
+  manifest.set_digest(std::string(16, 'd'));
+  manifest.set_memory_bytes(kMemory);
+  manifest.set_pages(100);
+  manifest.set_created("2026-01-01T00:00:00Z");
+  manifest.mutable_config()->set_cmdline("console=ttyS0");
+  manifest.mutable_hashes()->set_bytes(hash_table_bytes(100));
+  manifest.mutable_hashes()->set_checksum(std::string(16, 'h'));
+  manifest.mutable_machine()->set_bytes(1000);
+  manifest.mutable_machine()->set_checksum(std::string(16, 'm'));
+  return manifest;
+}
+
+void expect_within_limits(const v1::TemplateManifest& manifest) {
+  EXPECT_EQ(manifest.id().size(), 16U);
+  EXPECT_EQ(manifest.digest().size(), 16U);
+  EXPECT_GE(manifest.memory_bytes(), kRamBytesMin);
+  EXPECT_LE(manifest.memory_bytes(), kRamBytesMax);
+  EXPECT_LE(manifest.pages(), manifest.memory_bytes() / kPageBytes);
+  EXPECT_EQ(manifest.hashes().bytes(), hash_table_bytes(manifest.pages()));
+  EXPECT_LE(manifest.machine().bytes(), kMachineBytesMax);
+}
+
+TEST(FuzzManifest, MutationsAreRefusedOrChangeNothing) {
+  SCOPED_TRACE("seed " + std::to_string(kSeed));
+  const google::protobuf::LogSilencer quiet;  // it prints every string that is not UTF-8
+  Random random(kSeed);
+  const std::string good = encode_manifest(a_manifest());
+  for (std::uint64_t round = 0; round < kRounds; ++round) {
+    const std::string bad = mutate(good, random);
+    const auto decoded = decode_manifest(bad);
+    EXPECT_EQ(decoded.ok(), bad == good) << "round " << round;
+  }
+}
+
+TEST(FuzzManifest, ResealedMutationsStayWithinLimits) {
+  SCOPED_TRACE("seed " + std::to_string(kSeed));
+  const google::protobuf::LogSilencer quiet;  // it prints every string that is not UTF-8
+  Random random(kSeed);
+  const std::string good = encode_manifest(a_manifest());
+  std::uint64_t accepted = 0;
+  for (std::uint64_t round = 0; round < kRounds; ++round) {
+    const auto decoded = decode_manifest(reseal(mutate(good, random, 32)));
+    if (!decoded) continue;
+    ++accepted;
+    expect_within_limits(*decoded);
+  }
+  EXPECT_GT(accepted, 0U);  // the mutations reach what lies behind the checksum
+}
+
+TEST(FuzzMachine, MutationsNeverCrash) {
+  SCOPED_TRACE("seed " + std::to_string(kSeed));
+  const google::protobuf::LogSilencer quiet;  // it prints every string that is not UTF-8
+  Random random(kSeed);
+  v1::MachineState state;
+  state.set_version(1);
+  state.add_vcpus()->set_xsave(std::string(512, 'x'));
+  state.add_devices()->set_id("serial");
+  const std::string good = *encode_machine(state);
+  for (std::uint64_t round = 0; round < kRounds; ++round) {
+    const std::string bad = mutate(good, random);
+    EXPECT_EQ(decode_machine(bad).ok(), bad == good) << "round " << round;
+    (void)decode_machine(reseal(mutate(good, random, 32)));
+  }
+}
+
+/// Reads a whole table; the entries, or nothing when it was refused.
+std::optional<std::vector<HashEntry>> read_table(const std::string& file, const v1::StoredFile& expected) {
+  const UniqueFd fd(::memfd_create("hashes", MFD_CLOEXEC));
+  EXPECT_TRUE(write_all(fd.get(), as_bytes(file), 0).ok());
+  auto reader = HashTableReader::open(fd.get(), kMemory, expected);
+  if (!reader) return std::nullopt;
+  std::vector<HashEntry> entries;
+  for (;;) {
+    const auto batch = reader->next();
+    if (!batch) return std::nullopt;
+    if (batch->empty()) return entries;
+    entries.insert(entries.end(), batch->begin(), batch->end());
+  }
+}
+
+std::string a_table(v1::StoredFile& stored) {
+  const UniqueFd fd(::memfd_create("hashes", MFD_CLOEXEC));
+  HashTableWriter writer(fd.get(), kMemory);
+  for (PageIndex page = 0; page < 50; ++page) EXPECT_TRUE(writer.add(page * 3, hash_bytes({})).ok());
+  stored = *writer.finish();
+  std::string file(stored.bytes(), '\0');
+  EXPECT_TRUE(read_all(fd.get(), std::as_writable_bytes(std::span(file)), 0).ok());
+  return file;
+}
+
+TEST(FuzzHashes, MutationsAreRefusedOrChangeNothing) {
+  SCOPED_TRACE("seed " + std::to_string(kSeed));
+  const google::protobuf::LogSilencer quiet;  // it prints every string that is not UTF-8
+  Random random(kSeed);
+  v1::StoredFile stored;
+  const std::string good = a_table(stored);
+  ASSERT_TRUE(read_table(good, stored));
+  for (std::uint64_t round = 0; round < kRounds / 4; ++round) {
+    const std::string bad = mutate(good, random);
+    EXPECT_EQ(read_table(bad, stored).has_value(), bad == good) << "round " << round;
+  }
+}
+
+TEST(FuzzHashes, ResealedMutationsStaySortedAndInRange) {
+  SCOPED_TRACE("seed " + std::to_string(kSeed));
+  const google::protobuf::LogSilencer quiet;  // it prints every string that is not UTF-8
+  Random random(kSeed);
+  v1::StoredFile stored;
+  const std::string good = a_table(stored);
+  std::uint64_t accepted = 0;
+  for (std::uint64_t round = 0; round < kRounds / 4; ++round) {
+    std::string bad = mutate(good, random, random() % 2 ? 48 : 0);
+    if (bad.size() < 48) continue;
+    StreamHash hash;
+    hash.update(as_bytes(bad).subspan(48));
+    hash.update(as_bytes(bad).first(32));
+    const Digest checksum = hash.finish();
+    std::memcpy(bad.data() + 32, checksum.bytes.data(), 16);
+    v1::StoredFile expected;
+    expected.set_bytes(bad.size());
+    expected.set_checksum(checksum.raw());
+    const auto entries = read_table(bad, expected);
+    if (!entries) continue;
+    ++accepted;
+    for (std::size_t i = 0; i < entries->size(); ++i) {
+      EXPECT_LT((*entries)[i].page, kMemory / kPageBytes);
+      if (i > 0) {
+        EXPECT_GT((*entries)[i].page, (*entries)[i - 1].page);
+      }
+    }
+  }
+  EXPECT_GT(accepted, 0U);
+}
+
+}  // namespace
+}  // namespace fvmm::memory
