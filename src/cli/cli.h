@@ -10,7 +10,7 @@ namespace fvmm::cli {
 /// Exit codes of fvmmctl.
 enum ExitCode : int {
   kDone = 0,
-  kFailed = 1,       // and the VM still runs where it was
+  kFailed = 1,  // and the VM still runs where it was
   kUsage = 2,
   kUnreachable = 3,  // no daemon answers at the socket
   kUnknown = 4,      // the outcome is not known: see `fvmmctl migrate resolve`

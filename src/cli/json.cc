@@ -22,42 +22,59 @@ std::string hex_string(const std::string& raw) {
 
 std::string single(const Message& message, const Reflection& fields, const FieldDescriptor& field) {
   switch (field.cpp_type()) {
-    case FieldDescriptor::CPPTYPE_INT32: return std::to_string(fields.GetInt32(message, &field));
-    case FieldDescriptor::CPPTYPE_INT64: return std::to_string(fields.GetInt64(message, &field));
-    case FieldDescriptor::CPPTYPE_UINT32: return std::to_string(fields.GetUInt32(message, &field));
-    case FieldDescriptor::CPPTYPE_UINT64: return std::to_string(fields.GetUInt64(message, &field));
-    case FieldDescriptor::CPPTYPE_DOUBLE: return json_number(fields.GetDouble(message, &field));
-    case FieldDescriptor::CPPTYPE_FLOAT: return json_number(static_cast<double>(fields.GetFloat(message, &field)));
-    case FieldDescriptor::CPPTYPE_BOOL: return fields.GetBool(message, &field) ? "true" : "false";
+    case FieldDescriptor::CPPTYPE_INT32:
+      return std::to_string(fields.GetInt32(message, &field));
+    case FieldDescriptor::CPPTYPE_INT64:
+      return std::to_string(fields.GetInt64(message, &field));
+    case FieldDescriptor::CPPTYPE_UINT32:
+      return std::to_string(fields.GetUInt32(message, &field));
+    case FieldDescriptor::CPPTYPE_UINT64:
+      return std::to_string(fields.GetUInt64(message, &field));
+    case FieldDescriptor::CPPTYPE_DOUBLE:
+      return json_number(fields.GetDouble(message, &field));
+    case FieldDescriptor::CPPTYPE_FLOAT:
+      return json_number(static_cast<double>(fields.GetFloat(message, &field)));
+    case FieldDescriptor::CPPTYPE_BOOL:
+      return fields.GetBool(message, &field) ? "true" : "false";
     case FieldDescriptor::CPPTYPE_ENUM: {
       const auto* value = field.enum_type()->FindValueByNumber(fields.GetEnumValue(message, &field));
-      return value == nullptr ? std::to_string(fields.GetEnumValue(message, &field)) : json_string(enum_word(value->name()));
+      return value == nullptr ? std::to_string(fields.GetEnumValue(message, &field))
+                              : json_string(enum_word(value->name()));
     }
     case FieldDescriptor::CPPTYPE_STRING: {
       const std::string value = fields.GetString(message, &field);
       return field.type() == FieldDescriptor::TYPE_BYTES ? hex_string(value) : json_string(value);
     }
-    case FieldDescriptor::CPPTYPE_MESSAGE: return to_json(fields.GetMessage(message, &field));
+    case FieldDescriptor::CPPTYPE_MESSAGE:
+      return to_json(fields.GetMessage(message, &field));
   }
   return "null";
 }
 
 std::string element(const Message& message, const Reflection& fields, const FieldDescriptor& field, int i) {
   switch (field.cpp_type()) {
-    case FieldDescriptor::CPPTYPE_INT32: return std::to_string(fields.GetRepeatedInt32(message, &field, i));
-    case FieldDescriptor::CPPTYPE_INT64: return std::to_string(fields.GetRepeatedInt64(message, &field, i));
-    case FieldDescriptor::CPPTYPE_UINT32: return std::to_string(fields.GetRepeatedUInt32(message, &field, i));
-    case FieldDescriptor::CPPTYPE_UINT64: return std::to_string(fields.GetRepeatedUInt64(message, &field, i));
-    case FieldDescriptor::CPPTYPE_DOUBLE: return json_number(fields.GetRepeatedDouble(message, &field, i));
+    case FieldDescriptor::CPPTYPE_INT32:
+      return std::to_string(fields.GetRepeatedInt32(message, &field, i));
+    case FieldDescriptor::CPPTYPE_INT64:
+      return std::to_string(fields.GetRepeatedInt64(message, &field, i));
+    case FieldDescriptor::CPPTYPE_UINT32:
+      return std::to_string(fields.GetRepeatedUInt32(message, &field, i));
+    case FieldDescriptor::CPPTYPE_UINT64:
+      return std::to_string(fields.GetRepeatedUInt64(message, &field, i));
+    case FieldDescriptor::CPPTYPE_DOUBLE:
+      return json_number(fields.GetRepeatedDouble(message, &field, i));
     case FieldDescriptor::CPPTYPE_FLOAT:
       return json_number(static_cast<double>(fields.GetRepeatedFloat(message, &field, i)));
-    case FieldDescriptor::CPPTYPE_BOOL: return fields.GetRepeatedBool(message, &field, i) ? "true" : "false";
-    case FieldDescriptor::CPPTYPE_ENUM: return json_string(enum_word(fields.GetRepeatedEnum(message, &field, i)->name()));
+    case FieldDescriptor::CPPTYPE_BOOL:
+      return fields.GetRepeatedBool(message, &field, i) ? "true" : "false";
+    case FieldDescriptor::CPPTYPE_ENUM:
+      return json_string(enum_word(fields.GetRepeatedEnum(message, &field, i)->name()));
     case FieldDescriptor::CPPTYPE_STRING: {
       const std::string value = fields.GetRepeatedString(message, &field, i);
       return field.type() == FieldDescriptor::TYPE_BYTES ? hex_string(value) : json_string(value);
     }
-    case FieldDescriptor::CPPTYPE_MESSAGE: return to_json(fields.GetRepeatedMessage(message, &field, i));
+    case FieldDescriptor::CPPTYPE_MESSAGE:
+      return to_json(fields.GetRepeatedMessage(message, &field, i));
   }
   return "null";
 }
@@ -68,11 +85,21 @@ std::string json_string(std::string_view text) {
   std::string out = "\"";
   for (const char c : control::to_utf8(text)) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\t': out += "\\t"; break;
-      case '\r': out += "\\r"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
       default:
         if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
           out += fmt::format("\\u{:04x}", static_cast<unsigned>(static_cast<unsigned char>(c)));
@@ -84,7 +111,9 @@ std::string json_string(std::string_view text) {
   return out + "\"";
 }
 
-std::string json_number(double value) { return std::isfinite(value) ? fmt::format("{}", value) : "null"; }
+std::string json_number(double value) {
+  return std::isfinite(value) ? fmt::format("{}", value) : "null";
+}
 
 std::string enum_word(std::string_view name) {
   for (const std::string_view prefix : {"VM_STATE_", "VM_", "POKE_"}) {

@@ -1,5 +1,6 @@
-// JSON as scripts want it, from protobuf messages by reflection: field names as in the .proto, ids as hex, enums as lower-case
-// words ("running"), 64-bit numbers as numbers. Every scalar is present; a message that is not set is left out.
+// JSON as scripts want it, from protobuf messages by reflection: field names as in the .proto, ids as hex, enums as
+// lower-case words ("running"), 64-bit numbers as numbers. Every scalar is present; a message that is not set is left
+// out.
 #pragma once
 
 #include <string>

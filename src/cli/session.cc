@@ -18,22 +18,24 @@ Result<control::Client*> Session::client() {
   return client_.get();
 }
 
-Status Session::call(std::string_view method, const google::protobuf::Message& request, google::protobuf::Message& response,
-                     std::chrono::microseconds own_timeout) {
+Status Session::call(std::string_view method, const google::protobuf::Message& request,
+                     google::protobuf::Message& response, std::chrono::microseconds own_timeout) {
   const Deadline deadline = Deadline::after(FVMM_TRY(timeout(own_timeout), "--timeout"));
   control::Client* const daemon = FVMM_TRY(client());
   return daemon->call(method, request, response, deadline);
 }
 
 Status Session::stream(std::string_view method, const google::protobuf::Message& request,
-                       const std::function<bool(const std::string&, bool)>& event, std::chrono::microseconds own_timeout) {
+                       const std::function<bool(const std::string&, bool)>& event,
+                       std::chrono::microseconds own_timeout) {
   const Deadline deadline = Deadline::after(FVMM_TRY(timeout(own_timeout), "--timeout"));
   control::Client* const daemon = FVMM_TRY(client());
   return daemon->stream(method, request, event, deadline);
 }
 
-int Session::call(std::string_view method, const google::protobuf::Message& request, google::protobuf::Message& response,
-                  std::chrono::microseconds own_timeout, const std::function<void()>& table) {
+int Session::call(std::string_view method, const google::protobuf::Message& request,
+                  google::protobuf::Message& response, std::chrono::microseconds own_timeout,
+                  const std::function<void()>& table) {
   if (const Status status = call(method, request, response, own_timeout); !status) return fail(status.error());
   if (json()) {
     out() << to_json(response) << '\n';

@@ -1,4 +1,5 @@
-// What every command shares: the global options, a connection made when first needed, and how results and errors are shown.
+// What every command shares: the global options, a connection made when first needed, and how results and errors are
+// shown.
 #pragma once
 
 #include <google/protobuf/message.h>
@@ -19,8 +20,8 @@ namespace fvmm::cli {
 
 inline constexpr std::string_view kDefaultSocket = "/run/fvmm/fvmmd.sock";
 inline constexpr std::chrono::seconds kCallTimeout{30};
-inline constexpr std::chrono::seconds kLongCallTimeout{600};          // reads or writes a whole template
-inline constexpr std::chrono::hours kFollowTimeout{24 * 365};         // until interrupted
+inline constexpr std::chrono::seconds kLongCallTimeout{600};   // reads or writes a whole template
+inline constexpr std::chrono::hours kFollowTimeout{24 * 365};  // until interrupted
 inline constexpr std::chrono::seconds kConnectTimeout{5};
 
 struct GlobalOptions {

@@ -13,10 +13,12 @@ namespace {
 constexpr int kFramesPerTurn = 16;  // then other connections have their turn
 }  // namespace
 
-Connection::Connection(asio::io_context& io, UniqueFd socket, const PeerCredentials& peer, ConnectionOwner& owner)
+Connection::Connection(asio::io_context& io, UniqueFd socket, const PeerCredentials& peer, ConnectionOwner& owner,
+                       std::chrono::milliseconds frame_wait_max)
     : io_(io),
       peer_(peer),
       owner_(owner),
+      frame_wait_max_(frame_wait_max),
       socket_until_start_(std::move(socket)),
       fd_(socket_until_start_.get()),
       stream_(io),
@@ -192,7 +194,7 @@ void Connection::handle_frame() {
 void Connection::time_frame() {
   if (timing_ || !reader_.underway()) return;
   timing_ = true;
-  timer_.expires_after(kFrameWaitMax);
+  timer_.expires_after(frame_wait_max_);
   timer_.async_wait([self = shared_from_this()](const AsioError& error) {
     if (error || !self->timing_) return;
     self->refuse(Error(Errc::kDeadlineExceeded, "the rest of a frame did not come"));

@@ -19,9 +19,8 @@
 
 namespace fvmm::control {
 
-inline constexpr std::size_t kOutputBytesMax = 1024 * 1024;        // waiting for a slow client; past it senders block
-inline constexpr std::chrono::milliseconds kFrameWaitMax{10'000};  // a request once begun must be whole within
-inline constexpr std::chrono::milliseconds kFlushWaitMax{1'000};   // last words to a client before closing
+inline constexpr std::size_t kOutputBytesMax = 1024 * 1024;       // waiting for a slow client; past it senders block
+inline constexpr std::chrono::milliseconds kFlushWaitMax{1'000};  // last words to a client before closing
 
 class Connection;
 
@@ -45,7 +44,8 @@ class ConnectionOwner {
 /// calls.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(asio::io_context& io, UniqueFd socket, const PeerCredentials& peer, ConnectionOwner& owner);
+  Connection(asio::io_context& io, UniqueFd socket, const PeerCredentials& peer, ConnectionOwner& owner,
+             std::chrono::milliseconds frame_wait_max);
 
   // Thread: io.
   Status start();
@@ -86,6 +86,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   asio::io_context& io_;
   const PeerCredentials peer_;
   ConnectionOwner& owner_;
+  const std::chrono::milliseconds frame_wait_max_;
   UniqueFd socket_until_start_;
   int fd_;                                 // mutex_ for writing while !gone_; closed by the io thread under mutex_
   asio::posix::stream_descriptor stream_;  // io thread

@@ -46,6 +46,7 @@ class ServerOverSocket final : public Server, private ConnectionOwner {
   ServerOverSocket(Options&& options, UniqueFd listener)
       : socket_(std::move(options.socket)),
         allow_(std::move(options.allow)),
+        frame_wait_max_(options.frame_wait_max),
         group_(group_of(listener.get())),
         listener_(io_),
         accept_timer_(io_),
@@ -102,6 +103,7 @@ class ServerOverSocket final : public Server, private ConnectionOwner {
   const std::filesystem::path socket_;  // empty when activated from outside
   ino_t socket_inode_ = 0;
   const std::function<bool(const PeerCredentials&)> allow_;
+  const std::chrono::milliseconds frame_wait_max_;
   const std::optional<unsigned> group_;
   asio::posix::stream_descriptor listener_;
   asio::steady_timer accept_timer_;
@@ -154,7 +156,8 @@ void ServerOverSocket::admit(UniqueFd socket) {
     return turn_away(fd,
                      Error(Errc::kResourceExhausted, fmt::format("{} connections are open already", kConnectionsMax)));
   }
-  auto connection = std::make_shared<Connection>(io_, std::move(socket), *peer, static_cast<ConnectionOwner&>(*this));
+  auto connection = std::make_shared<Connection>(io_, std::move(socket), *peer, static_cast<ConnectionOwner&>(*this),
+                                                 frame_wait_max_);
   if (const Status started = connection->start(); !started) return turn_away(fd, started.error());
   connections_.insert(std::move(connection));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -25,6 +26,7 @@ inline constexpr unsigned kConnectionsMax = 64;
 inline constexpr unsigned kCallsMax = 64;              // under way at once, over all connections
 inline constexpr unsigned kDescriptorsPerCallMax = 4;  // SCM_RIGHTS descriptors with one request
 inline constexpr std::uint32_t kDefaultDeadlineMs = 30'000;
+inline constexpr std::chrono::milliseconds kFrameWaitMax{10'000};  // a request once begun must be whole within
 
 struct PeerCredentials {
   int pid = 0;
@@ -59,6 +61,7 @@ class Server {
     /// Who may call; empty: uid 0, our own uid, and members of the socket file's group (its permissions did that
     /// already).
     std::function<bool(const PeerCredentials&)> allow;
+    std::chrono::milliseconds frame_wait_max = kFrameWaitMax;
   };
   static Result<std::unique_ptr<Server>> open(Options options);
   virtual ~Server() = default;

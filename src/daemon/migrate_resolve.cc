@@ -4,11 +4,10 @@
 
 #include "base/file.h"
 #include "daemon/migration_service.h"
-#include "daemon/peer_version.h"
 #include "daemon/spawner.h"
 #include "daemon/template_service.h"
-#include "net/channel.h"
-#include "net/frame.h"
+#include "migration/source.h"
+#include "migration/transport.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -43,20 +42,9 @@ Result<Force> parse_force(const v1::ResolveRequest& request) {
 }  // namespace
 
 Result<v1::SessionAnswer> ask_peer(const v1::SessionRecord& session) {
-  const Deadline deadline = Deadline::after(kAskPeerWait);
-  const net::Endpoint peer = FVMM_TRY(parse_peer(session.peer()));
-  const auto channel = FVMM_TRY(net::Channel::connect(peer, deadline));
-  v1::PeerHello hello;
-  hello.set_version(kPeerVersion);
-  hello.set_purpose(v1::QUERY_SESSION);
-  hello.set_session(session.session());
-  hello.mutable_vm()->set_id(session.vm());
-  hello.set_fencing_token(session.fencing_token());
-  FVMM_TRY(net::send_message(*channel, net::FrameType::kHello, hello, deadline), session.peer());
-  v1::PeerMessage message;
-  FVMM_TRY(net::receive_message(*channel, net::FrameType::kControl, message, deadline), session.peer());
-  if (message.kind() == v1::PEER_ANSWER) return message.answer();
-  return Error(Errc::kFailedPrecondition, fmt::format("{}: {}", session.peer(), message.reason()));
+  migration::TcpTransport transport(FVMM_TRY(parse_peer(session.peer())));
+  const Id id = FVMM_TRY(Id::from_bytes(session.session()), "session");
+  return migration::ask_session(transport, id, session.vm(), Deadline::after(kAskPeerWait));
 }
 
 Result<v1::ResolveReport> MigrationService::resolve(const v1::ResolveRequest& request) {

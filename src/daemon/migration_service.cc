@@ -8,12 +8,12 @@
 #include "daemon/checks.h"
 #include "daemon/spawner.h"
 #include "daemon/template_service.h"
+#include "migration/source.h"
 
 namespace fvmm::daemon {
 namespace {
 
 constexpr const char* kMigrate = "migrate";
-constexpr std::uint32_t kConnectionsMax = 16;
 constexpr std::uint32_t kMaxDowntimeUs = 5'000;  // when the request names none
 constexpr std::chrono::seconds kInfoWait{10};
 
@@ -29,9 +29,9 @@ Result<v1::MigrateRequest> check_migrate(const v1::MigrateRequest& request, bool
     return Error(Errc::kInvalidArgument, fmt::format("unknown mode \"{}\"; there are auto, suspend and precopy", mode));
   }
   FVMM_TRY(parse_peer(request.to()));
-  if (request.connections() > kConnectionsMax) {
+  if (request.connections() > migration::kConnectionsMax) {
     return Error(Errc::kInvalidArgument,
-                 fmt::format("at most {} connections, not {}", kConnectionsMax, request.connections()));
+                 fmt::format("at most {} connections, not {}", migration::kConnectionsMax, request.connections()));
   }
   if (request.timeout_ms() > kMigrateTimeoutMsMax) {
     return Error(Errc::kInvalidArgument, fmt::format("a timeout of {} ms is more than 24 h", request.timeout_ms()));

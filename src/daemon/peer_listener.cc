@@ -6,8 +6,8 @@
 #include <algorithm>
 
 #include "base/scope_exit.h"
-#include "daemon/peer_version.h"
 #include "migration/template_push.h"
+#include "migration/transport.h"
 #include "net/frame.h"
 
 namespace fvmm::daemon {
@@ -96,10 +96,10 @@ void PeerListener::serve(UniqueFd socket) {
     spdlog::info("peer connection without a Hello: {}", got.error().message());
     return;
   }
-  if (hello.version() != kPeerVersion) {
+  if (hello.version() != migration::kPeerVersion) {
     reject(raw, Error(Errc::kFailedPrecondition,
                       fmt::format("peer version {} is not ours, {}: run the same fvmmd on both hosts", hello.version(),
-                                  kPeerVersion)));
+                                  migration::kPeerVersion)));
     return;
   }
   // Migrations and pushes have limits of their own; data connections and questions are short and stay counted.
@@ -164,7 +164,13 @@ Status PeerListener::receive_push(net::Channel& channel, const v1::PeerHello& he
   const Deadline deadline =
       hello.timeout_ms() == 0 ? Deadline::after(kIncomingWaitMax)
                               : Deadline::after(std::chrono::milliseconds(hello.timeout_ms())).sooner(kIncomingWaitMax);
-  return migration::receive_template(channel, hello, context_.store, deadline);
+  const Status received = migration::receive_template(channel, hello, context_.store, deadline);
+  if (received) {
+    spdlog::info("template {} is here", hello.template_().name());
+  } else {
+    spdlog::warn("template {}: {}", hello.template_().name(), received.error().message());  // the peer was told
+  }
+  return {};
 }
 
 }  // namespace fvmm::daemon

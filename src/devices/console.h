@@ -126,6 +126,7 @@ class ConsoleServer {
   void run();
   bool accept_client();  // false: out of descriptors or memory, try again later
   void serve_client(short events);
+  void take_leave();
   bool read_input();  // false: the client is gone
   void offer_input();
   void drop_client();

@@ -131,12 +131,18 @@ bool ConsoleServer::accept_client() {
 
 void ConsoleServer::serve_client(short events) {
   offer_input();
-  const bool gone = (events & (POLLHUP | POLLERR)) != 0;
-  if (!gone && (events & POLLIN) == 0) return;
-  const bool alive = read_input();
-  offer_input();
-  // A client that closed may have left bytes behind: they are offered once, buffer by buffer, then it is dropped.
-  if (!alive || (gone && input_ended_) || (gone && !input_bytes_.empty())) drop_client();
+  if ((events & (POLLHUP | POLLERR)) != 0) {
+    take_leave();
+  } else if ((events & POLLIN) != 0) {
+    if (!read_input()) drop_client();
+    offer_input();
+  }
+}
+
+// A client that closed may have left input in its socket: all of it is offered once.
+void ConsoleServer::take_leave() {
+  while (input_bytes_.empty() && read_input() && !input_bytes_.empty()) offer_input();
+  drop_client();
 }
 
 bool ConsoleServer::read_input() {

@@ -10,7 +10,8 @@
 
 namespace fvmm::migration {
 
-DestinationSession::DestinationSession(v1::PeerHello hello, std::unique_ptr<net::Stream> control, Environment environment)
+DestinationSession::DestinationSession(v1::PeerHello hello, std::unique_ptr<net::Stream> control,
+                                       Environment environment)
     : hello_(std::move(hello)),
       session_(Id::from_bytes(hello_.session()).value_or(Id{})),
       control_(std::move(control)),
@@ -39,13 +40,16 @@ Result<std::unique_ptr<Guest>> DestinationSession::run() {
 }
 
 Status DestinationSession::step(std::string_view name) {
+  if (cancelled_ && verdict_.value() != Verdict::Value::kCommitted) return Error(Errc::kCancelled, "cancelled");
   return environment_.on_step ? environment_.on_step(name) : Status{};
 }
 
 // Two threads may have moved the verdict, so an event out of place is an error here and not a broken promise.
 Status DestinationSession::advance(DestinationEvent event) {
   const auto to = next(state_, event);
-  if (!to) return Error(Errc::kInternal, fmt::format("event {} in state {}", static_cast<int>(event), static_cast<int>(state_)));
+  if (!to)
+    return Error(Errc::kInternal,
+                 fmt::format("event {} in state {}", static_cast<int>(event), static_cast<int>(state_)));
   state_ = *to;
   return {};
 }
@@ -66,10 +70,15 @@ Status DestinationSession::prepare() {
 }
 
 Status DestinationSession::collect_connections() {
-  data_.resize(hello_.connections());
+  const Deadline deadline = deadline_.sooner(environment_.waits.connections);
+  {
+    const std::lock_guard lock(data_mutex_);
+    data_.resize(hello_.connections());
+  }
   for (std::uint32_t i = 0; i < hello_.connections(); ++i) {
-    std::optional<DataConnection> connection = connections_.receive(deadline_);
+    std::optional<DataConnection> connection = connections_.receive(deadline);
     if (!connection) return Error(Errc::kDeadlineExceeded, "the data connections did not come");
+    const std::lock_guard lock(data_mutex_);
     if (connection->index >= data_.size() || data_[connection->index]) {
       return Error(Errc::kDataLoss, fmt::format("data connection {} is not due", connection->index));
     }
@@ -132,7 +141,7 @@ Status DestinationSession::load() {
 }
 
 Status DestinationSession::wait_for_commit() {
-  FVMM_TRY(hear(v1::PEER_COMMIT, Deadline::after(kCommitWait)), "waiting for COMMIT");
+  FVMM_TRY(hear(v1::PEER_COMMIT, Deadline::after(environment_.waits.commit)), "waiting for COMMIT");
   FVMM_TRY(step("commit"));
   if (!verdict_.commit()) return Error(Errc::kAborted, "COMMIT came after the session was refused");
   return advance(DestinationEvent::kCommit);
@@ -143,6 +152,7 @@ Status DestinationSession::start() {
   guest_->fencing_token = hello_.fencing_token();
   FVMM_TRY(step("run"));
   FVMM_TRY(guest_->machine->resume(), "run");
+  start_ended(Start::kRunning);
   FVMM_TRY(advance(DestinationEvent::kRunning));
   phase_done("run");
   return {};
@@ -156,7 +166,7 @@ void DestinationSession::settle() {
   if (environment_.on_started) environment_.on_started(*guest_);
   const Status recorded = write_record(v1::OUTCOME_STARTED);
   if (!recorded) spdlog::error("record of the started session: {}", recorded.error().message());
-  const auto settled = hear(v1::PEER_SETTLED, Deadline::after(kSettledWait));
+  const auto settled = hear(v1::PEER_SETTLED, Deadline::after(environment_.waits.settled));
   if (!settled) spdlog::warn("the source did not settle the session: {}", settled.error().message());
 }
 
@@ -172,10 +182,12 @@ void DestinationSession::refuse(const Error& error) {
   } else {
     if (state_ != DestinationState::kStarting) (void)verdict_.refuse();
     guest_.reset();  // nothing is left that could run
+    if (state_ == DestinationState::kStarting) start_ended(Start::kFailed);
     const Status durable = write_record(v1::OUTCOME_REFUSED);
     if (!durable) {
-      spdlog::error("the refusal could not be made durable ({}): the source must be told by an operator",
+      spdlog::error("the refusal could not be made durable ({}): it is tried again when the source asks",
                     durable.error().message());
+      control_->cancel();  // so that the source stops waiting for an answer here
       return;
     }
     state_ = DestinationState::kRefused;
@@ -184,23 +196,53 @@ void DestinationSession::refuse(const Error& error) {
   (void)net::send_message(*control_, net::FrameType::kControl, message, Deadline::after(std::chrono::seconds(1)));
 }
 
+void DestinationSession::start_ended(Start how) {
+  {
+    const std::lock_guard lock(start_mutex_);
+    start_ = how;
+  }
+  start_changed_.notify_all();
+}
+
 v1::SessionAnswer DestinationSession::answer() {
-  v1::SessionAnswer answer;
   if (verdict_.refuse()) {
-    const Status durable = write_record(v1::OUTCOME_REFUSED);
-    answer.set_outcome(durable ? "refused" : "unknown");
-    answer.set_detail(durable ? "refused on the source's question" : durable.error().message());
-    control_->cancel();  // the session's thread finds the verdict and cleans up
+    v1::SessionAnswer answer = refused_answer();
+    cancel();  // the session's thread finds the verdict and cleans up
     return answer;
   }
-  answer.set_outcome("started");
-  answer.set_detail("COMMIT was accepted");
+  Start how = Start::kOpen;
+  {
+    std::unique_lock lock(start_mutex_);
+    start_changed_.wait_until(lock, Deadline::after(environment_.waits.start).at(),
+                              [this] { return start_ != Start::kOpen; });
+    how = start_;
+  }
+  if (how == Start::kFailed) return refused_answer();
+  v1::SessionAnswer answer;
+  answer.set_outcome(how == Start::kRunning ? "started" : "unknown");
+  answer.set_detail(how == Start::kRunning ? "the guest runs here"
+                                           : "COMMIT was accepted, the start has not ended yet");
+  return answer;
+}
+
+// Only where no later COMMIT can be accepted and nothing runs.
+v1::SessionAnswer DestinationSession::refused_answer() {
+  v1::SessionAnswer answer;
+  const Status durable = write_record(v1::OUTCOME_REFUSED);
+  answer.set_outcome(durable ? "refused" : "unknown");
+  answer.set_detail(durable ? "the destination can never start it in this session" : durable.error().message());
   return answer;
 }
 
 void DestinationSession::cancel() {
+  cancelled_ = true;
+  if (verdict_.value() == Verdict::Value::kCommitted) return;
   control_->cancel();
   connections_.close();
+  const std::lock_guard lock(data_mutex_);
+  for (auto& stream : data_) {
+    if (stream) stream->cancel();
+  }
 }
 
 Status DestinationSession::write_record(v1::SessionOutcome outcome) {
@@ -213,6 +255,9 @@ Status DestinationSession::write_record(v1::SessionOutcome outcome) {
   record.set_boot_id(environment_.boot_id);
   record.set_fencing_token(hello_.fencing_token());
   const std::lock_guard lock(record_mutex_);
+  if (outcome == v1::OUTCOME_OPEN && verdict_.value() == Verdict::Value::kRefused) {
+    return Error(Errc::kAborted, "the session was refused meanwhile");  // a refusal that was told is never taken back
+  }
   return environment_.journal->write(record);
 }
 
@@ -221,7 +266,7 @@ Status DestinationSession::say(v1::PeerKind kind) {
   message.set_kind(kind);
   for (const v1::Timing& timing : timings_) *message.add_timings() = timing;
   timings_.clear();
-  return net::send_message(*control_, net::FrameType::kControl, message, Deadline::after(kCommitWait));
+  return net::send_message(*control_, net::FrameType::kControl, message, Deadline::after(environment_.waits.commit));
 }
 
 Result<v1::PeerMessage> DestinationSession::hear(v1::PeerKind wanted, const Deadline& deadline) {

@@ -4,10 +4,11 @@
 //   ─► COMMIT ─► run ─► STARTED ─► record `started` ─► SETTLED
 #pragma once
 
+#include <atomic>
+#include <condition_variable>
 #include <functional>
-#include <mutex>
 #include <memory>
-#include <thread>
+#include <mutex>
 #include <vector>
 
 #include "base/clock.h"
@@ -23,8 +24,10 @@
 namespace fvmm::migration {
 
 inline constexpr std::size_t kDataConnectionsQueued = 16;
-inline constexpr std::chrono::seconds kCommitWait{15};   // after PREPARED; then the replica is refused durably
+inline constexpr std::chrono::seconds kCommitWait{15};  // after PREPARED; then the replica is refused durably
 inline constexpr std::chrono::seconds kSettledWait{10};
+inline constexpr std::chrono::seconds kConnectionsWait{10};  // after READY, for all data connections
+inline constexpr std::chrono::seconds kStartWait{3};         // of a question, for the end of a start under way
 
 struct DataConnection {
   std::uint32_t index = 0;
@@ -37,12 +40,19 @@ using MakeGuest = std::function<Result<std::unique_ptr<Guest>>(const v1::PeerHel
 /// One migration to here. Owner: the session's thread; add_connection(), answer() and cancel() from any.
 class DestinationSession {
  public:
+  struct Waits {
+    std::chrono::milliseconds commit{kCommitWait};
+    std::chrono::milliseconds settled{kSettledWait};
+    std::chrono::milliseconds connections{kConnectionsWait};
+    std::chrono::milliseconds start{kStartWait};
+  };
   struct Environment {
     MakeGuest make_guest;
-    Journal* journal = nullptr;
+    Journal* journal = nullptr;  // outlives the session: a question after run() may still write the refusal
     StepHook on_step;
     std::string boot_id;
     std::function<void(Guest&)> on_started;  // the guest runs: take it over (called before the record is written)
+    Waits waits{};                           // shorter in tests
   };
   DestinationSession(v1::PeerHello hello, std::unique_ptr<net::Stream> control, Environment environment);
   ~DestinationSession();
@@ -51,14 +61,18 @@ class DestinationSession {
   DestinationSession(DestinationSession&&) = delete;
   DestinationSession& operator=(DestinationSession&&) = delete;
 
-  /// The running guest, or why there is none. On an error the replica is gone and, where READY was said, durably refused.
+  /// The running guest, or why there is none. On an error the replica is gone and, where READY was said, durably
+  /// refused.
   Result<std::unique_ptr<Guest>> run();
 
   /// A data connection that the listener accepted; refused when it is unexpected. Thread: any.
   Status add_connection(DataConnection connection);
-  /// For a peer's query: refuses the session durably if COMMIT has not come. Thread: any.
+  /// For a peer's query: refuses the session durably if COMMIT has not come, or if the start failed. Says "started"
+  /// only once the guest runs, and waits a little for that; "unknown" while neither is certain. Thread: any, also after
+  /// run().
   v1::SessionAnswer answer();
-  void cancel();  // thread: any
+  /// Before COMMIT ends the session as refused; after it has no effect. Thread: any.
+  void cancel();
   [[nodiscard]] Id id() const { return session_; }
 
  private:
@@ -69,6 +83,9 @@ class DestinationSession {
   Status wait_for_commit();
   Status start();
   void settle();
+  enum class Start { kOpen, kRunning, kFailed };
+  void start_ended(Start how);
+  v1::SessionAnswer refused_answer();
   Status step(std::string_view name);
   Status advance(DestinationEvent event);
   void refuse(const Error& error);
@@ -86,12 +103,17 @@ class DestinationSession {
   Verdict verdict_;
   Mailbox<DataConnection> connections_{kDataConnectionsQueued};
   std::unique_ptr<Guest> guest_;
-  std::vector<std::unique_ptr<net::Stream>> data_;
+  std::mutex data_mutex_;                           // cancel() against collect_connections()
+  std::vector<std::unique_ptr<net::Stream>> data_;  // data_mutex_ while growing
+  std::atomic<bool> cancelled_{false};
   std::vector<std::unique_ptr<PageReceiver>> receivers_;
   v1::PeerMessage state_message_;
   std::vector<v1::Timing> timings_;
   SteadyTime phase_began_;
   std::mutex record_mutex_;  // the record is written by the session and by answer()
+  std::mutex start_mutex_;
+  std::condition_variable start_changed_;
+  Start start_ = Start::kOpen;  // start_mutex_
 };
 
 }  // namespace fvmm::migration

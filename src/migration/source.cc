@@ -55,7 +55,8 @@ void SourceSession::advance(SourceEvent event) {
 
 Status SourceSession::step(std::string_view name) {
   if (cancelled_ && !committing_) return Error(Errc::kCancelled, "cancelled");
-  if (deadline_.passed() && !committing_) return Error(Errc::kDeadlineExceeded, "the migration's time is up; see --timeout");
+  if (deadline_.passed() && !committing_)
+    return Error(Errc::kDeadlineExceeded, "the migration's time is up; see --timeout");
   return options_.on_step ? options_.on_step(name) : Status{};
 }
 
@@ -166,6 +167,7 @@ void SourceSession::back_out(const Error& error) {
       abort.set_reason(error.message());
       (void)say(abort, Deadline::after(std::chrono::milliseconds(200)));  // a courtesy: closing says the same
     }
+    for (auto& stream : data_) stream->cancel();  // the peer reads these first, and shall not wait out its deadline
     advance(SourceEvent::kFailed);
   }
   if (state_ != SourceState::kAborted) return;
@@ -183,16 +185,16 @@ void SourceSession::back_out(const Error& error) {
 
 // The connection broke after COMMIT: the peer knows what became of it, so ask, within the time that is left.
 void SourceSession::ask_until_known() {
-  const Deadline limit = Deadline::after(kAnswerWait);
+  const Deadline limit = Deadline::after(options_.waits.asking);
   while (!limit.passed()) {
-    const auto answer = ask_session(transport_, session_, guest_.config.id(), limit.sooner(std::chrono::seconds(2)));
+    const auto answer = ask_session(transport_, session_, guest_.config.id(), limit.sooner(options_.waits.ask));
     if (answer && answer->outcome() == "started") {
       downtime_ms_ = to_ms(std::chrono::steady_clock::now() - paused_at_);
       return advance(SourceEvent::kStarted);
     }
     if (answer && answer->outcome() == "refused") return advance(SourceEvent::kRefusedDurably);
-    if (answer) return;  // "unknown" will not change by asking again
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // between attempts to reach the peer
+    if (answer) return;                                     // "unknown" will not change by asking again
+    std::this_thread::sleep_for(options_.waits.ask_pause);  // between attempts to reach the peer
   }
 }
 

@@ -1,4 +1,5 @@
-// The sending side of a migration. docs/handover.md tells the story of the transaction, docs/wire-protocol.md the messages.
+// The sending side of a migration. docs/handover.md tells the story of the transaction, docs/wire-protocol.md the
+// messages.
 //
 //   connect, Hello ─► `leaving` durable, READY from the peer ─► rounds (precopy) ─► pause ─► last pages, STATE
 //   ─► PREPARED ─► COMMIT ─► STARTED ─► `left` durable ─► SETTLED
@@ -27,20 +28,30 @@ namespace fvmm::migration {
 
 inline constexpr unsigned kConnectionsMax = 8;
 inline constexpr std::chrono::seconds kAnswerWait{10};  // for each of PREPARED and STARTED, inside the overall deadline
+inline constexpr std::chrono::seconds kAskWait{4};      // for one question about a session; then it is asked again
+inline constexpr std::chrono::milliseconds kAskPause{100};  // between two questions
 
 enum class Mode { kSuspend, kPrecopy };
+
+struct SourceWaits {
+  std::chrono::milliseconds answer{kAnswerWait};  // for PREPARED and for STARTED
+  std::chrono::milliseconds asking{kAnswerWait};  // for an answer by question, once the connection broke after COMMIT
+  std::chrono::milliseconds ask{kAskWait};
+  std::chrono::milliseconds ask_pause{kAskPause};
+};
 
 struct SourceOptions {
   Mode mode = Mode::kSuspend;
   std::string why_mode;
-  std::string peer;                  // HOST:PORT, for records and errors
-  std::string from;                  // our daemon's peer address
+  std::string peer;  // HOST:PORT, for records and errors
+  std::string from;  // our daemon's peer address
   unsigned connections = 1;
   std::chrono::microseconds max_downtime{5000};
   std::chrono::milliseconds timeout{60'000};
-  std::string peer_test_hook;        // travels in the Hello
+  std::string peer_test_hook;  // travels in the Hello
   StepHook on_step;
   std::function<void(const v1::MigrateEvent&)> on_event;  // progress; on the session's thread
+  SourceWaits waits{};                                    // shorter in tests
 };
 
 /// One migration from here. Owner: the session's thread; cancel() from any.
@@ -53,8 +64,8 @@ class SourceSession {
   SourceSession(SourceSession&&) = delete;
   SourceSession& operator=(SourceSession&&) = delete;
 
-  /// Runs to the end. Afterwards state() is kDone (the guest is frozen here and may be torn down), kAborted (the guest is
-  /// as it was) or kUnknown (the guest is frozen and stays so). Never throws away the guest.
+  /// Runs to the end. Afterwards state() is kDone (the guest is frozen here and may be torn down), kAborted (the guest
+  /// is as it was) or kUnknown (the guest is frozen and stays so). Never throws away the guest.
   v1::MigrateResult run();
   [[nodiscard]] SourceState state() const { return state_; }
   /// Before COMMIT ends the session as aborted; after it has no effect. Thread: any.
@@ -99,9 +110,9 @@ class SourceSession {
   double duration_ms_ = 0;
   std::vector<v1::Phase> phases_;
   std::unique_ptr<memory::DirtyTracker::Reader> round_;
-  std::mutex streams_mutex_;                             // cancel() against connect(): guards the two below
-  std::unique_ptr<net::Stream> control_;                 // streams_mutex_ while set
-  std::vector<std::unique_ptr<net::Stream>> data_;       // streams_mutex_ while growing
+  std::mutex streams_mutex_;                        // cancel() against connect(): guards the two below
+  std::unique_ptr<net::Stream> control_;            // streams_mutex_ while set
+  std::vector<std::unique_ptr<net::Stream>> data_;  // streams_mutex_ while growing
   std::vector<std::unique_ptr<PageSender>> senders_;
   std::atomic<bool> cancelled_{false};
   std::atomic<bool> committing_{false};  // cancel() has no effect any more

@@ -12,8 +12,8 @@
 namespace fvmm::migration {
 namespace {
 
-constexpr std::uint64_t kShardPages = 512;           // 2 MiB: a page always travels on the same connection
-constexpr std::uint64_t kInlinePagesMax = 4096;      // below that, threads cost more than they gain
+constexpr std::uint64_t kShardPages = 512;       // 2 MiB: a page always travels on the same connection
+constexpr std::uint64_t kInlinePagesMax = 4096;  // below that, threads cost more than they gain
 
 // Which pages go on which connection; order within a connection is ascending.
 std::vector<std::vector<memory::PageRange>> shard(const memory::Bitmap& pages, std::size_t connections) {
@@ -50,14 +50,16 @@ Status SourceSession::send_pages(const memory::Bitmap& pages) {
   const bool threads = senders_.size() > 1 && pages.count() > kInlinePagesMax;
   std::vector<std::future<Status>> others;
   for (std::size_t i = 1; i < senders_.size() && threads; ++i) {
-    others.push_back(std::async(std::launch::async, [this, i, &shards] { return senders_[i]->send(shards[i], deadline_); }));
+    others.push_back(
+        std::async(std::launch::async, [this, i, &shards] { return senders_[i]->send(shards[i], deadline_); }));
   }
   Status status = senders_[0]->send(shards[0], deadline_);
   for (auto& other : others) {
     Status one = other.get();
     if (status) status = std::move(one);
   }
-  for (std::size_t i = 1; i < senders_.size() && !threads && status; ++i) status = senders_[i]->send(shards[i], deadline_);
+  for (std::size_t i = 1; i < senders_.size() && !threads && status; ++i)
+    status = senders_[i]->send(shards[i], deadline_);
   return status;
 }
 
@@ -94,10 +96,11 @@ Status SourceSession::copy_rounds() {
     progress("copying", now.pages_left);
     const Decision decision = decide(now);
     if (decision == Decision::kGiveUp) {
-      return Error(Errc::kResourceExhausted,
-                   fmt::format("the guest dirties memory faster than the link carries it: {} pages left after round {} at "
-                               "{:.0f} MB/s; raise --max-downtime or --timeout",
-                               now.pages_left, rounds_, rate_ / 1e6));
+      return Error(
+          Errc::kResourceExhausted,
+          fmt::format("the guest dirties memory faster than the link carries it: {} pages left after round {} at "
+                      "{:.0f} MB/s; raise --max-downtime or --timeout",
+                      now.pages_left, rounds_, rate_ / 1e6));
     }
     if (decision == Decision::kPause) break;
     pages = round_->take();
@@ -132,7 +135,7 @@ Status SourceSession::stop_and_copy() {
   FVMM_TRY(step("state"));
   for (auto& sender : senders_) message.add_frames_sent(sender->counters().frames);
   *message.mutable_state()->mutable_config() = guest_.config;
-  const Deadline wait = deadline_.sooner(kAnswerWait);
+  const Deadline wait = deadline_.sooner(options_.waits.answer);
   FVMM_TRY(say(message, wait), "send STATE");
   phase_done("state");
   FVMM_TRY(step("prepared"));
@@ -151,7 +154,7 @@ Status SourceSession::commit() {
   advance(SourceEvent::kPeerPrepared);
   v1::PeerMessage message;
   message.set_kind(v1::PEER_COMMIT);
-  const Deadline wait = Deadline::after(kAnswerWait);
+  const Deadline wait = Deadline::after(options_.waits.answer);
   FVMM_TRY(step("committing"));
   FVMM_TRY(say(message, wait), "send COMMIT");
   FVMM_TRY(step("started"));

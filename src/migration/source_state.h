@@ -58,7 +58,8 @@ constexpr std::optional<SourceState> next(SourceState state, SourceEvent event) 
       if (event == E::kFailed) return S::kUnknown;
       break;
     case S::kDone:
-    case S::kAborted: break;
+    case S::kAborted:
+      break;
   }
   return std::nullopt;  // not allowed here: the caller treats it as kFailed
 }
@@ -71,13 +72,20 @@ constexpr bool may_run_here(SourceState state) {
 
 constexpr std::string_view to_string(SourceState state) {
   switch (state) {
-    case SourceState::kConnecting: return "connecting";
-    case SourceState::kCopying: return "copying";
-    case SourceState::kStopAndCopy: return "stop-and-copy";
-    case SourceState::kCommitting: return "committing";
-    case SourceState::kDone: return "done";
-    case SourceState::kAborted: return "aborted";
-    case SourceState::kUnknown: return "unknown";
+    case SourceState::kConnecting:
+      return "connecting";
+    case SourceState::kCopying:
+      return "copying";
+    case SourceState::kStopAndCopy:
+      return "stop-and-copy";
+    case SourceState::kCommitting:
+      return "committing";
+    case SourceState::kDone:
+      return "done";
+    case SourceState::kAborted:
+      return "aborted";
+    case SourceState::kUnknown:
+      return "unknown";
   }
   return "invalid";
 }

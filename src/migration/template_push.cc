@@ -90,6 +90,9 @@ Result<PushStats> push_template(const memory::OpenTemplate& source, net::Stream&
   PushStats stats;
   const v1::PeerMessage first = FVMM_TRY(hear(stream, deadline), "push " + info.name);
   stats.already_there = first.kind() == v1::PEER_PUSH_HAVE;
+  if (!stats.already_there && first.kind() != v1::PEER_PUSH_READY) {
+    return Error(Errc::kDataLoss, "push: the peer neither has the template nor is ready for it");
+  }
   if (!stats.already_there) {
     void* const image = ::mmap(nullptr, info.memory_bytes, PROT_READ, MAP_SHARED, source.memory_file(), 0);
     if (image == MAP_FAILED) return Error(Errc::kIo, "map the template " + info.name, errno);

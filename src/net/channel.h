@@ -41,6 +41,10 @@ class Channel final : public Stream {
   /// Connects and adopts. Errors: kUnavailable, kNotFound (the name), kDeadlineExceeded; they name the endpoint.
   static Result<std::unique_ptr<Channel>> connect(const Endpoint& to, const Deadline& deadline);
   ~Channel() override;
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+  Channel(Channel&&) = delete;
+  Channel& operator=(Channel&&) = delete;
   Status start_send(std::span<const iovec> parts, const Deadline& deadline) override;
   Status finish_send(const Deadline& deadline) override;
   Status receive(std::span<const iovec> parts, const Deadline& deadline) override;

@@ -7,6 +7,7 @@
 #include <memory>
 #include <utility>
 
+#include "base/units.h"
 #include "net/stream.h"
 
 namespace fvmm::net {
@@ -34,7 +35,7 @@ struct PipeScript {
 /// Owner of an end: one thread. cancel(), cut(), unstall() and sent_bytes(): any thread.
 class PipeStream final : public Stream {
  public:
-  static constexpr std::size_t kCapacityBytes = 256 * 1024;
+  static constexpr std::size_t kCapacityBytes = 256 * kKiB;
   using Pair = std::pair<std::unique_ptr<PipeStream>, std::unique_ptr<PipeStream>>;
 
   /// @param forward   script of the direction from the first end to the second
@@ -42,6 +43,10 @@ class PipeStream final : public Stream {
   /// @param capacity_bytes  of the buffer of each direction; not 0
   static Pair make(PipeScript forward = {}, PipeScript backward = {}, std::size_t capacity_bytes = kCapacityBytes);
   ~PipeStream() override;
+  PipeStream(const PipeStream&) = delete;
+  PipeStream& operator=(const PipeStream&) = delete;
+  PipeStream(PipeStream&&) = delete;
+  PipeStream& operator=(PipeStream&&) = delete;
 
   Status start_send(std::span<const iovec> parts, const Deadline& deadline) override;
   Status finish_send(const Deadline& deadline) override;

@@ -105,7 +105,7 @@ void damaged_load(Traffic& traffic, Machine& machine) {
 // One machine runs through; the other is saved and loaded into a fresh one every few accesses, as migration does.
 TEST(DeviceRegisters, AMachineThatIsMovedAllTheTimeBehavesLikeOneThatIsNot) {
   const std::uint64_t seed = from_environment("FVMM_FUZZ_SEED", std::random_device{}());
-  const std::uint64_t steps = from_environment("FVMM_FUZZ_STEPS", 1'000'000);
+  const std::uint64_t steps = from_environment("FVMM_FUZZ_STEPS", 300'000);
   SCOPED_TRACE("FVMM_FUZZ_SEED=" + std::to_string(seed));
   Traffic traffic(seed);
   Machine steady;

@@ -28,7 +28,8 @@ using v1::RpcResponse;
 /// A client that can misbehave: whole control over the bytes.
 class RawClient {
  public:
-  explicit RawClient(const Served& served) : fd_(std::move(*connect_unix(served.socket(), soon()))) {}
+  explicit RawClient(const Served& served) : RawClient(served.socket()) {}
+  explicit RawClient(const std::filesystem::path& socket) : fd_(std::move(*connect_unix(socket, soon()))) {}
   void send(std::string_view bytes) {
     while (!bytes.empty()) {
       const ssize_t sent = send_some(fd_.get(), bytes);
@@ -154,6 +155,20 @@ TEST(ControlLimits, GarbageFrameIsRefusedAndNothingElseSuffers) {
     expect_refused_and_closed(client, Errc::kInvalidArgument);
   }
   expect_alive(served);
+}
+
+TEST(ControlLimits, RequestThatStopsHalfWayIsRefusedAfterItsWait) {
+  test::TemporaryDirectory directory;
+  Server::Options options;
+  options.socket = directory.path() / "s";
+  options.frame_wait_max = std::chrono::milliseconds(20);
+  auto server = std::move(*Server::open(std::move(options)));
+  std::thread thread([&] { server->run(); });
+  RawClient client(directory.path() / "s");
+  client.send(frame_of(1, "Echo").substr(0, 7));
+  expect_refused_and_closed(client, Errc::kDeadlineExceeded);
+  server->stop();
+  thread.join();
 }
 
 TEST(ControlLimits, RequestByteByByteIsServed) {

@@ -287,6 +287,18 @@ TEST_F(Console, InputOfAClientThatLeftBeforeTheGuestHadRoomIsCounted) {
   EXPECT_EQ(server->input_dropped_bytes(), 3u);
 }
 
+TEST_F(Console, AClientThatSendsAndLeavesAtOnceIsHeardToTheEnd) {
+  const auto output = make();
+  Guest guest;
+  const auto server = std::move(*ConsoleServer::start(socket, *output, guest.input()));
+  UniqueFd client = connect_to(socket);
+  const std::string text(3 * kConsoleInputBytesMax + 1, 'p');
+  send_text(client, text);
+  client.reset();
+  EXPECT_TRUE(guest.wait_for(text));
+  EXPECT_EQ(server->input_dropped_bytes(), 0u);
+}
+
 TEST_F(Console, AClientThatOnlyStoppedSendingStillReceives) {
   const auto output = make();
   Guest guest;

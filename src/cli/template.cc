@@ -1,0 +1,193 @@
+// template create/list/show/push/import/rm/verify
+#include <fmt/format.h>
+
+#include <memory>
+#include <ostream>
+
+#include "base/id.h"
+#include "base/units.h"
+#include "cli/cli11.h"
+#include "cli/commands.h"
+#include "cli/json.h"
+#include "cli/progress.h"
+
+namespace fvmm::cli {
+namespace {
+
+void print_template(std::ostream& out, const v1::TemplateInfo& info) {
+  const auto id = Id::from_bytes(info.ref().id());
+  std::vector<std::vector<std::string>> rows{
+      {"name", info.ref().name()},
+      {"id", id ? id->hex() : "-"},
+      {"generation", std::to_string(info.ref().generation())},
+      {"digest", to_hex({reinterpret_cast<const std::byte*>(info.ref().digest().data()), info.ref().digest().size()})},
+      {"memory", format_bytes(info.ref().memory_bytes())},
+      {"stored", format_bytes(info.stored_bytes())},
+      {"pages", std::to_string(info.pages())},
+      {"pins", std::to_string(info.pins())},
+      {"created", info.created()}};
+  if (info.duration_ms() > 0) {
+    rows.push_back({"pause", fmt::format("{:.2f} ms", info.pause_ms())});
+    rows.push_back({"duration", fmt::format("{:.2f} ms", info.duration_ms())});
+  }
+  out << align(rows);
+}
+
+std::string template_table(const v1::TemplateList& list) {
+  std::vector<std::vector<std::string>> rows{{"NAME", "GENERATION", "MEMORY", "STORED", "PAGES", "PINS", "CREATED"}};
+  for (const v1::TemplateInfo& info : list.templates()) {
+    rows.push_back({info.ref().name(), std::to_string(info.ref().generation()), format_bytes(info.ref().memory_bytes()),
+                    format_bytes(info.stored_bytes()), std::to_string(info.pages()), std::to_string(info.pins()),
+                    info.created()});
+  }
+  return align(rows);
+}
+
+struct Options {
+  std::string name, vm, engine, to, directory;
+  bool link = false;
+};
+
+int push(Session& session, const Options& options) {
+  v1::PushRequest request;
+  request.set_name(options.name);
+  request.set_to(options.to);
+  const auto timeout = session.timeout(kLongCallTimeout);
+  if (!timeout) return session.fail(Error(timeout.error().code(), "--timeout: " + timeout.error().message()), kUsage);
+  request.set_timeout_ms(to_timeout_ms(*timeout));
+  Progress progress(session.streams());
+  v1::PushEvent result;
+  const Status status = session.stream(
+      "fvmm.v1.Templates/Push", request,
+      [&](const std::string& bytes, bool last) {
+        v1::PushEvent event;
+        if (!event.ParseFromString(bytes)) return false;
+        if (last) {
+          result = event;
+        } else {
+          progress.show(fmt::format("push {}: {} of {}", options.name, format_bytes(event.bytes_done()),
+                                    format_bytes(event.bytes_total())),
+                        event.bytes_done(), event.bytes_total());
+        }
+        return true;
+      },
+      kLongCallTimeout);
+  progress.end();
+  if (!status) return session.fail(status.error());
+  if (session.json()) {
+    session.out() << to_json(result) << '\n';
+  } else if (result.already_there()) {
+    session.out() << options.name << ": " << options.to << " has it already\n";
+  } else {
+    session.out() << fmt::format("{}: {} sent to {} in {:.1f} ms\n", options.name, format_bytes(result.bytes_sent()),
+                                 options.to, result.duration_ms());
+  }
+  return kDone;
+}
+
+int verify(Session& session, const std::string& name) {
+  v1::TemplateName request;
+  request.set_name(name);
+  v1::VerifyReport report;
+  const int code = session.call("fvmm.v1.Templates/Verify", request, report, kLongCallTimeout, [&] {
+    session.out() << fmt::format("{}: {}, {} pages checked, {} bad\n", name, report.good() ? "good" : "BAD",
+                                 report.pages_checked(), report.pages_bad());
+  });
+  if (code != kDone || report.good()) return code;
+  session.err() << "fvmmctl: template " << name << " is damaged: " << report.detail() << '\n';
+  return kFailed;
+}
+
+void add_create(CLI::App& parent, Chosen& chosen) {
+  auto options = std::make_shared<Options>();
+  CLI::App& command = *parent.add_subcommand("create", "Make a template of a VM");
+  command.add_option("NAME", options->name, "Name of the template")->required();
+  command.add_option("--from", options->vm, "VM")->required();
+  command.add_option("--engine", options->engine, "How memory is captured")->check(CLI::IsMember({"auto", "stop"}));
+  command.callback([&chosen, options] {
+    chosen = [options](Session& session) {
+      v1::CreateTemplateRequest request;
+      request.set_name(options->name);
+      request.set_vm(options->vm);
+      request.set_engine(options->engine);
+      v1::TemplateInfo answer;
+      return session.call("fvmm.v1.Templates/Create", request, answer, kLongCallTimeout,
+                          [&] { print_template(session.out(), answer); });
+    };
+  });
+}
+
+void add_list_and_show(CLI::App& parent, Chosen& chosen) {
+  parent.add_subcommand("list", "All templates of this host")->callback([&chosen] {
+    chosen = [](Session& session) {
+      v1::TemplateList answer;
+      return session.call("fvmm.v1.Templates/List", v1::Empty(), answer, kCallTimeout,
+                          [&] { session.out() << template_table(answer); });
+    };
+  });
+  auto name = std::make_shared<std::string>();
+  CLI::App& show = *parent.add_subcommand("show", "Everything about one template");
+  show.add_option("NAME", *name, "Template")->required();
+  show.callback([&chosen, name] {
+    chosen = [name](Session& session) {
+      v1::TemplateName request;
+      request.set_name(*name);
+      v1::TemplateInfo answer;
+      return session.call("fvmm.v1.Templates/Show", request, answer, kCallTimeout,
+                          [&] { print_template(session.out(), answer); });
+    };
+  });
+}
+
+void add_push_and_import(CLI::App& parent, Chosen& chosen) {
+  auto options = std::make_shared<Options>();
+  CLI::App& command = *parent.add_subcommand("push", "Send a template to a peer's store");
+  command.add_option("NAME", options->name, "Template")->required();
+  command.add_option("--to", options->to, "Peer, HOST:PORT")->required();
+  command.callback([&chosen, options] { chosen = [options](Session& session) { return push(session, *options); }; });
+  CLI::App& import = *parent.add_subcommand("import", "Take a template from a store's directory on this host");
+  import.add_option("DIR", options->directory, "The template's directory")->required();
+  import.add_flag("--link", options->link, "Share the files by verified hard links instead of copying them");
+  import.callback([&chosen, options] {
+    chosen = [options](Session& session) {
+      v1::ImportRequest request;
+  request.set_directory(absolute_path(options->directory));
+  request.set_link(options->link);
+  v1::TemplateInfo answer;
+  return session.call("fvmm.v1.Templates/Import", request, answer, kLongCallTimeout,
+                      [&] { print_template(session.out(), answer); });
+};
+}  // namespace
+);
+}  // namespace fvmm::cli
+
+void add_remove_and_verify(CLI::App& parent, Chosen& chosen) {
+  auto name = std::make_shared<std::string>();
+  CLI::App& remove = *parent.add_subcommand("rm", "Remove a template that nothing uses");
+  remove.add_option("NAME", *name, "Template")->required();
+  remove.callback([&chosen, name] {
+    chosen = [name](Session& session) {
+      v1::TemplateName request;
+      request.set_name(*name);
+      v1::Empty answer;
+      return session.call("fvmm.v1.Templates/Remove", request, answer, kCallTimeout,
+                          [&] { session.out() << *name << ": removed\n"; });
+    };
+  });
+  CLI::App& check = *parent.add_subcommand("verify", "Read a template and compare every checksum");
+  check.add_option("NAME", *name, "Template")->required();
+  check.callback([&chosen, name] { chosen = [name](Session& session) { return verify(session, *name); }; });
+}
+
+}  // namespace
+
+void add_template_commands(CLI::App& app, Chosen& chosen) {
+  CLI::App& parent = *app.add_subcommand("template", "Immutable images of VMs");
+  parent.require_subcommand(1);
+  add_create(parent, chosen);
+  add_list_and_show(parent, chosen);
+  add_push_and_import(parent, chosen);
+  add_remove_and_verify(parent, chosen);
+}
+
+}  // namespace fvmm::cli

@@ -1,0 +1,222 @@
+// vm create/start/pause/resume/stop/rm/list/show/console/logs/clone
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <memory>
+#include <ostream>
+
+#include "base/id.h"
+#include "base/units.h"
+#include "cli/cli11.h"
+#include "cli/commands.h"
+#include "cli/json.h"
+
+namespace fvmm::cli {
+namespace {
+
+struct CreateOptions {
+  std::string name, memory, kernel, initrd, cmdline, cpu_template;
+  std::uint32_t vcpus = 1;
+  bool start = false;
+};
+
+int create(Session& session, const CreateOptions& options) {
+  const auto memory = parse_bytes(options.memory);
+  if (!memory) return session.fail(Error(memory.error().code(), "--memory: " + memory.error().message()), kUsage);
+  v1::CreateVmRequest request;
+  v1::VmConfig& config = *request.mutable_config();
+  config.set_name(options.name);
+  config.set_memory_bytes(*memory);
+  config.set_vcpus(options.vcpus);
+  config.set_kernel(absolute_path(options.kernel));
+  config.set_initrd(absolute_path(options.initrd));
+  config.set_cmdline(options.cmdline);
+  config.set_cpu_template(options.cpu_template);
+  request.set_start(options.start);
+  v1::VmInfo answer;
+  return session.call("fvmm.v1.Vms/Create", request, answer, kCallTimeout,
+                      [&] { session.out() << answer.config().name() << ": " << state_word(answer.state()) << '\n'; });
+}
+
+void add_create(CLI::App& vm, Chosen& chosen) {
+  auto options = std::make_shared<CreateOptions>();
+  CLI::App& command = *vm.add_subcommand("create", "Define a VM, and start it with --start");
+  command.add_option("NAME", options->name, "Unique on this host")->required();
+  command.add_option("--memory", options->memory, "RAM: 512M, 8G")->required();
+  command.add_option("--vcpus", options->vcpus, "vCPUs")->capture_default_str();
+  command.add_option("--kernel", options->kernel, "PVH ELF kernel")->required();
+  command.add_option("--initrd", options->initrd, "Initial RAM file system");
+  command.add_option("--cmdline", options->cmdline, "Kernel command line");
+  command.add_option("--cpu-template", options->cpu_template, "host, baseline or pvm; chosen by the host when absent");
+  command.add_flag("--start", options->start, "Start it at once");
+  command.callback([&chosen, options] { chosen = [options](Session& session) { return create(session, *options); }; });
+}
+
+/// A command of one name that answers with the VM.
+void add_transition(CLI::App& vm, Chosen& chosen, const std::string& verb, const std::string& method,
+                    const std::string& help) {
+  auto name = std::make_shared<std::string>();
+  CLI::App& command = *vm.add_subcommand(verb, help);
+  command.add_option("NAME", *name, "VM")->required();
+  command.callback([&chosen, name, method] {
+    chosen = [name, method](Session& session) {
+      v1::VmName request;
+      request.set_name(*name);
+      v1::VmInfo answer;
+      return session.call("fvmm.v1.Vms/" + method, request, answer, kCallTimeout,
+                          [&] { session.out() << *name << ": " << state_word(answer.state()) << '\n'; });
+    };
+  });
+}
+
+void add_remove(CLI::App& vm, Chosen& chosen) {
+  auto name = std::make_shared<std::string>();
+  CLI::App& command = *vm.add_subcommand("rm", "Remove a stopped or moved VM and what it stored");
+  command.add_option("NAME", *name, "VM")->required();
+  command.callback([&chosen, name] {
+    chosen = [name](Session& session) {
+      v1::VmName request;
+      request.set_name(*name);
+      v1::Empty answer;
+      return session.call("fvmm.v1.Vms/Remove", request, answer, kCallTimeout,
+                          [&] { session.out() << *name << ": removed\n"; });
+    };
+  });
+}
+
+void add_list_and_show(CLI::App& vm, Chosen& chosen) {
+  vm.add_subcommand("list", "All VMs of this host")->callback([&chosen] {
+    chosen = [](Session& session) {
+      v1::VmList answer;
+      return session.call("fvmm.v1.Vms/List", v1::Empty(), answer, kCallTimeout,
+                          [&] { session.out() << vm_table(answer); });
+    };
+  });
+  auto name = std::make_shared<std::string>();
+  CLI::App& show = *vm.add_subcommand("show", "Everything about one VM");
+  show.add_option("NAME", *name, "VM")->required();
+  show.callback([&chosen, name] {
+    chosen = [name](Session& session) {
+      v1::VmName request;
+      request.set_name(*name);
+      v1::VmInfo answer;
+      return session.call("fvmm.v1.Vms/Show", request, answer, kCallTimeout, [&] { print_vm(session.out(), answer); });
+    };
+  });
+}
+
+struct CloneOptions {
+  std::string name, from;
+  std::uint32_t count = 1;
+  bool start = false;
+};
+
+void add_clone(CLI::App& vm, Chosen& chosen) {
+  auto options = std::make_shared<CloneOptions>();
+  CLI::App& command = *vm.add_subcommand("clone", "New VMs from a template; with --count N they are NAME-1 ... NAME-N");
+  command.add_option("NAME", options->name, "Name of the clone")->required();
+  command.add_option("--template", options->from, "Template")->required();
+  command.add_option("--count", options->count, "How many")->check(CLI::Range(1U, 10000U))->capture_default_str();
+  command.add_flag("--start", options->start, "Start them at once");
+  command.callback([&chosen, options] {
+    chosen = [options](Session& session) {
+      v1::CloneRequest request;
+      request.set_name(options->name);
+      request.set_template_(options->from);
+      request.set_count(options->count);
+      request.set_start(options->start);
+      v1::VmList answer;
+      return session.call("fvmm.v1.Vms/Clone", request, answer, kLongCallTimeout,
+                          [&] { session.out() << vm_table(answer); });
+    };
+  });
+}
+
+void add_console_and_logs(CLI::App& vm, Chosen& chosen) {
+  auto name = std::make_shared<std::string>();
+  auto follow = std::make_shared<bool>(false);
+  CLI::App& console = *vm.add_subcommand("console", "Talk to the serial console; Ctrl-] leaves");
+  console.add_option("NAME", *name, "VM")->required();
+  console.callback([&chosen, name] { chosen = [name](Session& session) { return vm_console(session, *name); }; });
+  CLI::App& logs = *vm.add_subcommand("logs", "Print what the guest wrote to its serial port");
+  logs.add_option("NAME", *name, "VM")->required();
+  logs.add_flag("--follow,-f", *follow, "Go on until interrupted");
+  logs.callback([&chosen, name, follow] {
+    chosen = [name, follow](Session& session) { return vm_logs(session, *name, *follow); };
+  });
+}
+
+std::string template_label(const v1::TemplateRef& ref) {
+  if (ref.id().empty()) return "-";
+  return ref.generation() == 0 ? ref.name() : fmt::format("{}@{}", ref.name(), ref.generation());
+}
+
+std::string detail_of(const v1::VmInfo& vm) {
+  if (vm.moved_to().empty()) return vm.detail();
+  return vm.detail().empty() ? "moved to " + vm.moved_to() : fmt::format("moved to {}; {}", vm.moved_to(), vm.detail());
+}
+
+}  // namespace
+
+std::string absolute_path(const std::string& path) {
+  if (path.empty()) return path;
+  std::error_code error;
+  const std::filesystem::path absolute = std::filesystem::absolute(path, error);
+  return error ? path : absolute.lexically_normal().string();
+}
+
+std::string state_word(v1::VmState state) {
+  return enum_word(v1::VmState_Name(state));
+}
+
+std::string vm_table(const v1::VmList& list) {
+  std::vector<std::vector<std::string>> rows{{"NAME", "STATE", "MEMORY", "VCPUS", "TEMPLATE", "PID", "DETAIL"}};
+  for (const v1::VmInfo& vm : list.vms()) {
+    rows.push_back({vm.config().name(), state_word(vm.state()), format_bytes(vm.config().memory_bytes()),
+                    std::to_string(vm.config().vcpus()), template_label(vm.template_()),
+                    vm.worker_pid() == 0 ? "-" : std::to_string(vm.worker_pid()), detail_of(vm)});
+  }
+  return align(rows);
+}
+
+void print_vm(std::ostream& out, const v1::VmInfo& vm) {
+  const v1::VmConfig& config = vm.config();
+  const auto id = Id::from_bytes(config.id());
+  std::vector<std::vector<std::string>> rows{
+      {"name", config.name()},
+      {"id", id ? id->hex() : "-"},
+      {"state", state_word(vm.state())},
+      {"memory", format_bytes(config.memory_bytes())},
+      {"vcpus", std::to_string(config.vcpus())},
+      {"cpu template", config.cpu_template()},
+      {"kernel", config.kernel()},
+      {"initrd", config.initrd()},
+      {"cmdline", config.cmdline()},
+      {"template", template_label(vm.template_())},
+      {"delta pages", std::to_string(vm.delta_pages())},
+      {"worker pid", vm.worker_pid() == 0 ? "" : std::to_string(vm.worker_pid())},
+      {"console", vm.console_path()},
+      {"serial bytes", std::to_string(vm.serial_bytes())},
+      {"start", vm.start_ms() > 0 ? fmt::format("{:.2f} ms", vm.start_ms()) : ""},
+      {"fencing token", std::to_string(vm.fencing_token())},
+      {"moved to", vm.moved_to()},
+      {"detail", vm.detail()}};
+  std::erase_if(rows, [](const auto& row) { return row[1].empty(); });
+  out << align(rows);
+}
+
+void add_vm_commands(CLI::App& app, Chosen& chosen) {
+  CLI::App& vm = *app.add_subcommand("vm", "Virtual machines of this host");
+  vm.require_subcommand(1);
+  add_create(vm, chosen);
+  add_transition(vm, chosen, "start", "Start", "Start a VM from its kernel");
+  add_transition(vm, chosen, "pause", "Pause", "Stop its vCPUs; memory stays");
+  add_transition(vm, chosen, "resume", "Resume", "Let a paused VM go on");
+  add_transition(vm, chosen, "stop", "Stop", "Power off at once");
+  add_remove(vm, chosen);
+  add_list_and_show(vm, chosen);
+  add_console_and_logs(vm, chosen);
+  add_clone(vm, chosen);
+}
+
+}  // namespace fvmm::cli

@@ -1,0 +1,99 @@
+#include "daemon/worker.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <csignal>
+
+#include "daemon/worker_process.h"
+#include "vmm/clock.h"
+
+namespace fvmm::daemon {
+
+int worker_main(const WorkerOptions& options) {
+  std::signal(SIGPIPE, SIG_IGN);
+  // The host's Ctrl-C and a service stop are for fvmmd; a guest ends only by Worker/Stop (or SIGKILL).
+  std::signal(SIGINT, SIG_IGN);
+  std::signal(SIGTERM, SIG_IGN);
+  auto worker = Worker::create(options);
+  if (!worker) {
+    spdlog::error("worker: {}", worker.error().message());
+    return 1;
+  }
+  if (options.ready_fd >= 0) {
+    const char byte = 1;
+    if (::write(options.ready_fd, &byte, 1) != 1) spdlog::warn("nobody waits for this worker");
+    ::close(options.ready_fd);
+  }
+  (*worker)->run();
+  spdlog::default_logger_raw()->flush();
+  // The kernel frees a guest's memory faster than destructors would, and nothing is left to save.
+  ::_exit(0);
+}
+
+Result<std::unique_ptr<Worker>> Worker::create(WorkerOptions options) {
+  std::string boot_id = FVMM_TRY(vmm::read_boot_id());
+  std::unique_ptr<Worker> worker(new Worker(std::move(options), std::move(boot_id)));
+  worker->warm_ = FVMM_TRY(vmm::Vm::create(
+      {.memory_bytes = worker->options_.memory_bytes, .vcpus = worker->options_.vcpus},
+      [self = worker.get()](const vmm::VcpuStop& stop) { self->guest_stopped(stop); }));
+  control::Server::Options serve;
+  serve.socket = worker->options_.socket;
+  worker->server_ = FVMM_TRY(control::Server::open(std::move(serve)));
+  worker->register_methods();
+  worker->register_migration();
+  return worker;
+}
+
+Worker::Worker(WorkerOptions options, std::string boot_id) : options_(std::move(options)), boot_id_(std::move(boot_id)) {
+  board_.change([this](v1::WorkerInfo& info) {
+    info.set_pid(::getpid());
+    info.mutable_shape()->set_memory_bytes(options_.memory_bytes);
+    info.mutable_shape()->set_vcpus(options_.vcpus);
+  });
+}
+
+Worker::~Worker() = default;
+
+void Worker::run() { server_->run(); }
+
+void Worker::register_methods() {
+  using control::Call;
+  const std::string service = "fvmm.v1.Worker/";
+  server_->unary<v1::WorkerBootRequest, v1::WorkerInfo>(
+      service + "Boot", [this](Call&, const v1::WorkerBootRequest& request) { return boot(request); });
+  server_->unary<v1::WorkerCloneRequest, v1::WorkerInfo>(
+      service + "Clone", [this](Call&, const v1::WorkerCloneRequest& request) { return clone(request); });
+  server_->unary<v1::Empty, v1::WorkerInfo>(service + "Resume", [this](Call&, const v1::Empty&) { return resume(); });
+  server_->unary<v1::Empty, v1::WorkerInfo>(service + "Pause", [this](Call&, const v1::Empty&) { return pause(); });
+  server_->unary<v1::Empty, v1::WorkerInfo>(service + "Info", [this](Call&, const v1::Empty&) { return info(); });
+  server_->stream<v1::Empty, v1::WorkerInfo>(service + "Watch", [this](Call& call, const v1::Empty&) { return watch(call); });
+  server_->unary<v1::WorkerTemplateRequest, v1::TemplateInfo>(
+      service + "CreateTemplate",
+      [this](Call&, const v1::WorkerTemplateRequest& request) { return create_template(request); });
+  server_->unary<v1::PokeRequest, v1::Empty>(service + "Poke", [this](Call&, const v1::PokeRequest& request) -> Result<v1::Empty> {
+    FVMM_TRY(poke(request));
+    return v1::Empty();
+  });
+  server_->unary<v1::Empty, v1::Empty>(service + "Stop", [this](Call&, const v1::Empty&) -> Result<v1::Empty> {
+    if (auto* serial = serial_.load()) (void)serial->flush(Deadline::after(std::chrono::seconds(1)));
+    stopping_ = true;
+    (void)cancel_migration();
+    server_->stop();
+    return v1::Empty();
+  });
+}
+
+// On the vCPU's thread: only says so.
+void Worker::guest_stopped(const vmm::VcpuStop& stop) {
+  const bool failed = stop.kind == vmm::VcpuStop::Kind::kFailed;
+  if (failed) {
+    spdlog::error("the guest failed: {}", stop.report);
+  } else {
+    spdlog::info("the guest stopped: {}", stop.report);
+  }
+  board_.set_state(failed ? v1::VM_FAILED : v1::VM_STOPPED, stop.report);
+}
+
+}  // namespace fvmm::daemon

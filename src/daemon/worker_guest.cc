@@ -1,0 +1,139 @@
+// Worker: from the warm, empty VM to a guest (booted, cloned, or a replica that waits for COMMIT).
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "daemon/worker_process.h"
+#include "vmm/cpuid.h"
+
+namespace fvmm::daemon {
+
+Result<std::unique_ptr<vmm::Vm>> Worker::take_warm(const v1::VmConfig& config) {
+  if (config.memory_bytes() != options_.memory_bytes || config.vcpus() != options_.vcpus) {
+    return Error(Errc::kInternal, fmt::format("a VM of {} bytes and {} vCPUs in a worker made for {} and {}",
+                                              config.memory_bytes(), config.vcpus(), options_.memory_bytes,
+                                              options_.vcpus));
+  }
+  const std::lock_guard lock(warm_mutex_);
+  if (!warm_) return Error(Errc::kFailedPrecondition, "this worker has already been given a VM");
+  return std::move(warm_);
+}
+
+// Serial port with its log and console, and the CPU.
+Status Worker::dress(vmm::Vm& vm, const std::string& vm_directory, const vmm::CpuidTable& cpu) {
+  devices::SerialOutput::Options log;
+  log.log = std::filesystem::path(vm_directory) / "serial.log";
+  FVMM_TRY(vm.attach_devices(std::move(log)));
+  FVMM_TRY(vm.set_cpu(cpu), "set CPU");
+  vm_directory_ = vm_directory;
+  serial_ = vm.serial_output();
+  console_ = FVMM_TRY(devices::ConsoleServer::start(
+      options_.socket.string() + ".console", *vm.serial_output(),
+      [&vm](std::span<const std::byte> bytes) { return vm.serial_input(bytes); }), "console");
+  return {};
+}
+
+std::unique_ptr<migration::Guest> Worker::wrap(std::unique_ptr<vmm::Vm> vm, const v1::VmConfig& config,
+                                               std::uint64_t token, std::optional<memory::OpenTemplate> pin) {
+  auto guest = std::make_unique<migration::Guest>();
+  guest->config = config;
+  guest->fencing_token = token;
+  if (pin) {
+    const memory::TemplateInfo& info = pin->info();
+    guest->base.set_id(info.id.raw());
+    guest->base.set_name(info.name);
+    guest->base.set_generation(info.generation);
+    guest->base.set_digest(info.digest.raw());
+    guest->base.set_memory_bytes(info.memory_bytes);
+  }
+  guest->pin = std::move(pin);
+  guest->machine = std::make_unique<migration::VmMachine>(std::move(vm), boot_id_);
+  guest->since_base = guest->machine->dirty().add_reader();
+  return guest;
+}
+
+void Worker::show(const migration::Guest& guest) {
+  board_.change([&](v1::WorkerInfo& info) {
+    *info.mutable_config() = guest.config;
+    *info.mutable_template_() = guest.base;
+    info.set_fencing_token(guest.fencing_token);
+    info.set_console_path(options_.socket.string() + ".console");
+  });
+}
+
+Status Worker::start(migration::Guest& guest, bool run, SteadyTime began) {
+  show(guest);
+  if (!run) {
+    board_.set_state(v1::VM_PAUSED, "");
+    return {};
+  }
+  board_.set_state(v1::VM_RUNNING, "");  // before the first entry: a guest that stops at once must have the last word
+  FVMM_TRY(guest.machine->resume(), "start");
+  const double took = to_ms(std::chrono::steady_clock::now() - began);
+  board_.change([&](v1::WorkerInfo& info) { info.set_start_ms(took); });
+  return {};
+}
+
+Result<v1::WorkerInfo> Worker::boot(const v1::WorkerBootRequest& request) {
+  const auto began = std::chrono::steady_clock::now();
+  GuestSlot::Held held = FVMM_TRY(slot_.take("boot"));
+  const v1::VmConfig& config = request.config();
+  std::unique_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(config));
+  const auto supported = FVMM_TRY(vm->kvm().supported_cpuid());
+  const std::string cpu(config.cpu_template().empty() ? vmm::default_cpu_template(vm->kvm().features())
+                                                      : std::string_view(config.cpu_template()));
+  FVMM_TRY(dress(*vm, request.vm_directory(), FVMM_TRY(vmm::build_cpuid(cpu, supported, vm->tsc_khz()))));
+  FVMM_TRY(vm->memory().map_zero());
+  vmm::BootRequest boot;
+  boot.kernel = config.kernel();
+  boot.initrd = config.initrd();
+  // Guests without CPUID leaf 0x40000010 (all of them on a PVM host) learn the TSC frequency here; Linux passes it by.
+  boot.cmdline = fmt::format("tsc_khz={}{}{}", vm->tsc_khz(), config.cmdline().empty() ? "" : " ", config.cmdline());
+  auto guest = wrap(std::move(vm), config, request.fencing_token(), std::nullopt);
+  FVMM_TRY(static_cast<migration::VmMachine&>(*guest->machine).vm().boot(boot));
+  FVMM_TRY(start(*guest, request.run(), began));
+  held.fill(std::move(guest));
+  return board_.get();
+}
+
+Result<v1::WorkerInfo> Worker::clone(const v1::WorkerCloneRequest& request) {
+  const auto began = std::chrono::steady_clock::now();
+  GuestSlot::Held held = FVMM_TRY(slot_.take("clone"));
+  auto pin = FVMM_TRY(memory::OpenTemplate::open(request.template_directory()));
+  const v1::MachineState state = FVMM_TRY(pin.machine_state());
+  if (state.vcpus_size() == 0) return Error(Errc::kDataLoss, "template " + pin.info().name + " has no vCPU state");
+  const auto cpu = FVMM_TRY(vmm::unpack_cpuid(state.vcpus(0).cpuid()));
+  std::unique_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(request.config()));
+  FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())), "template " + pin.info().name);
+  FVMM_TRY(dress(*vm, request.vm_directory(), cpu));
+  FVMM_TRY(vm->memory().map_private(pin.memory_file()));
+  FVMM_TRY(vm->load_state(state), "template " + pin.info().name);
+  auto guest = wrap(std::move(vm), request.config(), request.fencing_token(), std::move(pin));
+  FVMM_TRY(start(*guest, request.run(), began));
+  held.fill(std::move(guest));
+  return board_.get();
+}
+
+// Everything slow of a migration to here, before READY.
+Result<std::unique_ptr<migration::Guest>> Worker::make_replica(const v1::WorkerReceiveRequest& request) {
+  const v1::PeerHello& hello = request.hello();
+  const auto cpu = FVMM_TRY(vmm::unpack_cpuid(hello.cpu().cpuid()));
+  std::optional<memory::OpenTemplate> pin;
+  if (!request.template_directory().empty()) {
+    pin = FVMM_TRY(memory::OpenTemplate::open(request.template_directory()));
+    if (pin->info().digest.raw() != hello.template_().digest()) {
+      return Error(Errc::kFailedPrecondition, "template " + pin->info().name + " has another content here");
+    }
+  }
+  std::unique_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(hello.vm()));
+  FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())));
+  if (hello.cpu().tsc_khz() != vm->tsc_khz()) {
+    return Error(Errc::kFailedPrecondition,
+                 fmt::format("the guest's TSC runs at {} kHz, this host's at {} kHz, and KVM here cannot scale it",
+                             hello.cpu().tsc_khz(), vm->tsc_khz()));
+  }
+  FVMM_TRY(dress(*vm, request.vm_directory(), cpu));
+  FVMM_TRY(pin ? vm->memory().map_private(pin->memory_file()) : vm->memory().map_zero());
+  return wrap(std::move(vm), hello.vm(), hello.fencing_token(), std::move(pin));
+}
+
+}  // namespace fvmm::daemon

@@ -1,0 +1,228 @@
+// Worker: a migration away from here, and one to here.
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "base/scope_exit.h"
+#include "daemon/worker_process.h"
+#include "net/channel.h"
+
+namespace fvmm::daemon {
+namespace {
+
+struct Plan {
+  migration::Mode mode;
+  std::string why;
+};
+
+Result<Plan> choose_mode(const std::string& wanted, const migration::Guest& guest) {
+  using migration::Mode;
+  if (wanted == "suspend") return Plan{Mode::kSuspend, "asked for"};
+  if (wanted == "precopy") return Plan{Mode::kPrecopy, "asked for"};
+  if (wanted == "live") return Error(Errc::kUnimplemented, "mode live does not exist yet; use suspend or precopy");
+  if (!wanted.empty() && wanted != "auto") {
+    return Error(Errc::kInvalidArgument, "mode \"" + wanted + "\"; there are auto, suspend, precopy, live");
+  }
+  if (guest.base.id().empty()) return Plan{Mode::kPrecopy, "the VM runs on no template, so all of its memory travels"};
+  return Plan{Mode::kSuspend, "the peer holds the VM's template, so only the delta travels"};
+}
+
+// "peer-fail:load" is for the destination, everything else for us.
+Status split_test_hook(const std::string& text, migration::SourceOptions& options) {
+  constexpr std::string_view kPeer = "peer-";
+  if (text.starts_with(kPeer)) {
+    options.peer_test_hook = text.substr(kPeer.size());
+    return {};
+  }
+  options.on_step = FVMM_TRY(migration::parse_step_hook(text));
+  return {};
+}
+
+}  // namespace
+
+void Worker::register_migration() {
+  using control::Call;
+  const std::string service = "fvmm.v1.Worker/";
+  server_->stream<v1::WorkerMigrateRequest, v1::MigrateEvent>(
+      service + "Migrate",
+      [this](Call& call, const v1::WorkerMigrateRequest& request) { return migrate(call, request); });
+  server_->unary<v1::Empty, v1::Empty>(service + "CancelMigration",
+                                       [this](Call&, const v1::Empty&) { return cancel_migration(); });
+  server_->stream<v1::WorkerReceiveRequest, v1::WorkerInfo>(
+      service + "Receive",
+      [this](Call& call, const v1::WorkerReceiveRequest& request) { return receive(call, request); });
+  server_->unary<v1::WorkerAddConnectionRequest, v1::Empty>(
+      service + "AddConnection",
+      [this](Call& call, const v1::WorkerAddConnectionRequest& request) { return add_connection(call, request); });
+  server_->unary<v1::WorkerSettleRequest, v1::WorkerInfo>(
+      service + "Settle", [this](Call&, const v1::WorkerSettleRequest& request) { return settle(request); });
+  server_->unary<v1::SessionQuery, v1::SessionAnswer>(
+      service + "AskSession", [this](Call&, const v1::SessionQuery& query) { return ask_session(query); });
+}
+
+Result<v1::MigrateEvent> Worker::migrate(control::Call& call, const v1::WorkerMigrateRequest& request) {
+  GuestSlot::Held held = FVMM_TRY(slot_.take("migrate"));
+  if (held.empty()) return Error(Errc::kFailedPrecondition, "this worker has no VM yet");
+  const v1::VmState before = board_.get().state();
+  if (before != v1::VM_RUNNING && before != v1::VM_PAUSED) {
+    return Error(Errc::kFailedPrecondition, "only a running or paused VM can be migrated");
+  }
+  v1::MigrateEvent last;
+  *last.mutable_result() = FVMM_TRY(migrate_guest(*held, request, call));
+  return last;
+}
+
+Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v1::WorkerMigrateRequest& request,
+                                                control::Call& call) {
+  const v1::MigrateRequest& wanted = request.request();
+  const v1::VmState before = board_.get().state();
+  const Plan plan = FVMM_TRY(choose_mode(wanted.mode(), guest));
+  migration::SourceOptions options;
+  options.mode = plan.mode;
+  options.why_mode = plan.why;
+  options.peer = wanted.to();
+  options.from = request.from();
+  if (wanted.connections() != 0) options.connections = wanted.connections();
+  if (wanted.max_downtime_us() != 0) options.max_downtime = std::chrono::microseconds(wanted.max_downtime_us());
+  if (wanted.timeout_ms() != 0) options.timeout = std::chrono::milliseconds(wanted.timeout_ms());
+  FVMM_TRY(split_test_hook(options_.test_hooks ? wanted.test_hook() : "", options));
+  options.on_event = [&call](const v1::MigrateEvent& event) { (void)call.send(event); };  // nobody watching is fine
+  migration::TcpTransport transport(FVMM_TRY(net::Endpoint::parse(wanted.to())));
+  migration::FileJournal journal(vm_directory_);
+  const auto session = std::make_shared<migration::SourceSession>(guest, std::move(options), transport, journal);
+  {
+    const std::lock_guard lock(session_mutex_);
+    source_ = session;
+  }
+  const ScopeExit forget([this] {
+    const std::lock_guard lock(session_mutex_);
+    source_.reset();
+  });
+  board_.change([&](v1::WorkerInfo& info) {
+    info.set_detail(fmt::format("migrating to {}", wanted.to()));
+    if (info.state() == before) info.set_state(v1::VM_MIGRATING);
+  });
+  v1::MigrateResult result = session->run();
+  board_.change([&](v1::WorkerInfo& info) {
+    switch (session->state()) {
+      case migration::SourceState::kDone:
+        info.set_state(v1::VM_MOVED);
+        info.set_moved_to(wanted.to());
+        info.set_detail("");
+        return;
+      case migration::SourceState::kUnknown:
+        info.set_state(v1::VM_UNSETTLED);
+        info.set_detail("the peer may run it; see fvmmctl migrate resolve");
+        return;
+      default:
+        // A guest that stopped by itself meanwhile has the last word.
+        if (info.state() == v1::VM_MIGRATING) info.set_state(before);
+        info.set_detail(result.error());
+    }
+  });
+  return result;
+}
+
+Result<v1::Empty> Worker::cancel_migration() {
+  std::shared_ptr<migration::SourceSession> session;
+  {
+    const std::lock_guard lock(session_mutex_);
+    session = source_;
+  }
+  if (!session) return Error(Errc::kFailedPrecondition, "no migration is under way");
+  session->cancel();
+  return v1::Empty();
+}
+
+Result<v1::WorkerInfo> Worker::receive(control::Call& call, const v1::WorkerReceiveRequest& request) {
+  GuestSlot::Held held = FVMM_TRY(slot_.take("receive"));
+  if (!held.empty()) return Error(Errc::kFailedPrecondition, "this worker already has a VM");
+  auto descriptors = call.take_descriptors();
+  if (descriptors.size() != 1) return Error(Errc::kInvalidArgument, "Receive needs the control connection");
+  auto control = FVMM_TRY(net::Channel::adopt(std::move(descriptors[0])));
+  migration::FileJournal journal(request.vm_directory());
+  migration::DestinationSession::Environment environment;
+  environment.make_guest = [this, &request](const v1::PeerHello&) { return make_replica(request); };
+  environment.journal = &journal;
+  environment.boot_id = boot_id_;
+  environment.on_step = FVMM_TRY(migration::parse_step_hook(options_.test_hooks ? request.hello().test_hook() : ""));
+  environment.on_started = [this, &call](migration::Guest& guest) {
+    show(guest);
+    board_.change([](v1::WorkerInfo& info) {
+      // The guest may already have stopped by itself.
+      if (info.state() == v1::VM_INCOMING) info.set_state(v1::VM_RUNNING);
+      info.set_detail("");
+    });
+    (void)call.send(board_.get());
+  };
+  board_.change([&](v1::WorkerInfo& info) {
+    *info.mutable_config() = request.hello().vm();
+    info.set_state(v1::VM_INCOMING);
+  });
+  const auto session =
+      std::make_shared<migration::DestinationSession>(request.hello(), std::move(control), std::move(environment));
+  {
+    const std::lock_guard lock(session_mutex_);
+    destination_ = session;
+  }
+  auto guest = session->run();
+  if (!guest) {
+    board_.set_state(v1::VM_FAILED, guest.error().message());
+    return std::move(guest.error()).with("incoming " + request.hello().vm().name());
+  }
+  held.fill(std::move(*guest));
+  return board_.get();
+}
+
+Result<v1::Empty> Worker::add_connection(control::Call& call, const v1::WorkerAddConnectionRequest& request) {
+  std::shared_ptr<migration::DestinationSession> session;
+  {
+    const std::lock_guard lock(session_mutex_);
+    session = destination_;
+  }
+  if (!session || session->id().raw() != request.session()) {
+    return Error(Errc::kNotFound, "no such session is coming in here");
+  }
+  auto descriptors = call.take_descriptors();
+  if (descriptors.size() != 1) return Error(Errc::kInvalidArgument, "AddConnection needs one connection");
+  migration::DataConnection connection;
+  connection.index = request.index();
+  connection.stream = FVMM_TRY(net::Channel::adopt(std::move(descriptors[0])));
+  FVMM_TRY(session->add_connection(std::move(connection)));
+  return v1::Empty();
+}
+
+// The end of an unknown hand-over, as the peer or an operator decided.
+Result<v1::WorkerInfo> Worker::settle(const v1::WorkerSettleRequest& request) {
+  GuestSlot::Held held = FVMM_TRY(slot_.take("resolve"));
+  if (held.empty() || board_.get().state() != v1::VM_UNSETTLED) {
+    return Error(Errc::kFailedPrecondition, "nothing is unsettled here");
+  }
+  auto record = FVMM_TRY(migration::read_session_record(vm_directory_));
+  record.set_outcome(request.resume() ? v1::OUTCOME_ABORTED : v1::OUTCOME_STARTED);
+  FVMM_TRY(migration::FileJournal(vm_directory_).write(record));
+  if (!request.resume()) {
+    board_.change([&](v1::WorkerInfo& info) {
+      info.set_state(v1::VM_MOVED);
+      info.set_moved_to(record.peer());
+      info.set_detail("");
+    });
+    return board_.get();
+  }
+  board_.set_state(v1::VM_RUNNING, "");
+  FVMM_TRY(held->machine->resume());
+  return board_.get();
+}
+
+Result<v1::SessionAnswer> Worker::ask_session(const v1::SessionQuery& query) {
+  std::shared_ptr<migration::DestinationSession> session;
+  {
+    const std::lock_guard lock(session_mutex_);
+    session = destination_;
+  }
+  if (!session || session->id().raw() != query.session()) {
+    return Error(Errc::kNotFound, "this worker knows no such session");
+  }
+  return session->answer();
+}
+
+}  // namespace fvmm::daemon

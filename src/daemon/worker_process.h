@@ -1,0 +1,92 @@
+// The worker's commands: what each method of the Worker service does to the guest.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "control/server.h"
+#include "daemon/worker.h"
+#include "daemon/worker_board.h"
+#include "daemon/worker_slot.h"
+#include "devices/console.h"
+#include "migration/destination.h"
+#include "migration/machine.h"
+#include "migration/source.h"
+#include "migration/vm_machine.h"
+#include "proto/worker.pb.h"
+
+namespace fvmm::daemon {
+
+/// Everything one worker has. Owner: worker_main. Handlers run on the server's pool threads and take the guest from the
+/// slot for as long as they work on it.
+class Worker {
+ public:
+  /// Makes the warm VM and registers the methods.
+  static Result<std::unique_ptr<Worker>> create(WorkerOptions options);
+  ~Worker();
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+  Worker(Worker&&) = delete;
+  Worker& operator=(Worker&&) = delete;
+  void run();  // serves until Stop
+
+ private:
+  explicit Worker(WorkerOptions options, std::string boot_id);
+  void register_methods();
+  void register_migration();
+
+  // worker_guest.cc: making guests out of the warm VM
+  Result<v1::WorkerInfo> boot(const v1::WorkerBootRequest& request);
+  Result<v1::WorkerInfo> clone(const v1::WorkerCloneRequest& request);
+  Result<std::unique_ptr<migration::Guest>> make_replica(const v1::WorkerReceiveRequest& request);
+  Result<std::unique_ptr<vmm::Vm>> take_warm(const v1::VmConfig& config);
+  Status dress(vmm::Vm& vm, const std::string& vm_directory, const vmm::CpuidTable& cpu);
+  std::unique_ptr<migration::Guest> wrap(std::unique_ptr<vmm::Vm> vm, const v1::VmConfig& config, std::uint64_t token,
+                                         std::optional<memory::OpenTemplate> pin);
+  void show(const migration::Guest& guest);
+  Status start(migration::Guest& guest, bool run, SteadyTime began);
+  void guest_stopped(const vmm::VcpuStop& stop);
+
+  // worker_commands.cc
+  Result<v1::WorkerInfo> resume();
+  Result<v1::WorkerInfo> pause();
+  Result<v1::WorkerInfo> info();
+  Result<v1::WorkerInfo> watch(control::Call& call);
+  Result<v1::TemplateInfo> create_template(const v1::WorkerTemplateRequest& request);
+  Result<memory::TemplateInfo> write_template(migration::Guest& guest, const v1::WorkerTemplateRequest& request);
+  Status rebase(migration::Guest& guest, const memory::TemplateInfo& info);
+  Status poke(const v1::PokeRequest& request);
+
+  // worker_migration.cc
+  Result<v1::MigrateResult> migrate_guest(migration::Guest& guest, const v1::WorkerMigrateRequest& request,
+                                          control::Call& call);
+  Result<v1::MigrateEvent> migrate(control::Call& call, const v1::WorkerMigrateRequest& request);
+  Result<v1::Empty> cancel_migration();
+  Result<v1::WorkerInfo> receive(control::Call& call, const v1::WorkerReceiveRequest& request);
+  Result<v1::Empty> add_connection(control::Call& call, const v1::WorkerAddConnectionRequest& request);
+  Result<v1::WorkerInfo> settle(const v1::WorkerSettleRequest& request);
+  Result<v1::SessionAnswer> ask_session(const v1::SessionQuery& query);
+
+  const WorkerOptions options_;
+  const std::string boot_id_;
+  WorkerBoard board_;
+  std::mutex warm_mutex_;
+  std::unique_ptr<vmm::Vm> warm_;                                        // warm_mutex_; taken once
+  GuestSlot slot_;
+  std::atomic<devices::SerialOutput*> serial_{nullptr};                  // of the guest, which lives as long as we do
+  std::unique_ptr<devices::ConsoleServer> console_;
+  std::map<std::uint64_t, std::array<std::byte, kPageBytes>> captured_;  // test hook; with the guest in hand
+  std::string vm_directory_;                                             // set with the guest
+  std::mutex session_mutex_;
+  std::shared_ptr<migration::SourceSession> source_;                     // session_mutex_; while one is under way
+  std::shared_ptr<migration::DestinationSession> destination_;           // session_mutex_; kept for questions
+  std::atomic<bool> stopping_{false};
+  std::unique_ptr<control::Server> server_;
+};
+
+}  // namespace fvmm::daemon

@@ -1,0 +1,58 @@
+// Where a worker's guest rests between commands. A command takes the guest out, works on it, and puts it back: nobody
+// else can touch it meanwhile, because nobody else has it.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "base/result.h"
+#include "migration/machine.h"
+
+namespace fvmm::daemon {
+
+/// Thread: any.
+class GuestSlot {
+ public:
+  /// The guest in a command's hands; goes back at the end of the scope unless kept.
+  class Held {
+   public:
+    Held(GuestSlot& slot, std::unique_ptr<migration::Guest> guest) : slot_(&slot), guest_(std::move(guest)) {}
+    ~Held() {
+      if (slot_ != nullptr) slot_->put(std::move(guest_));
+    }
+    Held(Held&& other) noexcept : slot_(std::exchange(other.slot_, nullptr)), guest_(std::move(other.guest_)) {}
+    Held(const Held&) = delete;
+    Held& operator=(const Held&) = delete;
+    Held& operator=(Held&&) = delete;
+    migration::Guest* operator->() { return guest_.get(); }
+    migration::Guest& operator*() { return *guest_; }
+    [[nodiscard]] bool empty() const { return !guest_; }
+    void fill(std::unique_ptr<migration::Guest> guest) { guest_ = std::move(guest); }
+
+   private:
+    GuestSlot* slot_;
+    std::unique_ptr<migration::Guest> guest_;
+  };
+
+  /// Takes what is there, which may be nothing yet. kFailedPrecondition names what is under way.
+  Result<Held> take(std::string what) {
+    const std::lock_guard lock(mutex_);
+    if (!under_way_.empty()) return Error(Errc::kFailedPrecondition, "the VM is busy: " + under_way_ + " is under way");
+    under_way_ = std::move(what);
+    return Held(*this, std::move(guest_));
+  }
+
+ private:
+  void put(std::unique_ptr<migration::Guest> guest) {
+    const std::lock_guard lock(mutex_);
+    guest_ = std::move(guest);
+    under_way_.clear();
+  }
+
+  std::mutex mutex_;
+  std::unique_ptr<migration::Guest> guest_;  // mutex_
+  std::string under_way_;                    // mutex_; empty: the guest rests here
+};
+
+}  // namespace fvmm::daemon

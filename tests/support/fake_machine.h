@@ -1,0 +1,220 @@
+// A Machine without KVM: real guest memory, a guest that writes from a seed, and a count of who runs it at once.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "migration/machine.h"
+
+namespace fvmm::testing {
+
+inline constexpr std::uint64_t kFakeRamBytes = 16 * kMiB;
+inline constexpr std::uint64_t kFakePages = kFakeRamBytes / kPageBytes;
+
+/// How many machines of one VM run at this moment, and how many ever ran at once. Thread: any.
+class Runners {
+ public:
+  void entered() {
+    const int now = ++now_;
+    for (int most = most_; now > most && !most_.compare_exchange_weak(most, now);) continue;
+  }
+  void left() { --now_; }
+  [[nodiscard]] int now() const { return now_; }
+  [[nodiscard]] int most() const { return most_; }
+
+ private:
+  std::atomic<int> now_{0};
+  std::atomic<int> most_{0};
+};
+
+/// What a FakeMachine refuses to do.
+struct FakeFaults {
+  bool pause = false;
+  bool resume = false;
+  bool save = false;
+  bool load = false;
+};
+
+/// The guest is a function of its two registers and its memory: each step writes a few pages, fills some with zeros,
+/// and writes some through the device door. It takes steps inside harvest(), as a guest that runs meanwhile does, and
+/// whenever a test calls step(). Made paused. Owner: one thread; running() from any.
+class FakeMachine final : public migration::Machine, private memory::DirtySource {
+ public:
+  /// @param template_file  the memory file of the template it runs on; -1: the zero template
+  FakeMachine(std::uint64_t seed, std::shared_ptr<Runners> runners, int template_file = -1, FakeFaults faults = {})
+      : memory_(*memory::GuestMemory::reserve(kFakeRamBytes)),
+        dirty_(kFakePages, this, memory_->device_marks()),
+        written_(kFakePages),
+        runners_(std::move(runners)),
+        faults_(faults),
+        registers_{seed, 0} {
+    const Status mapped = template_file < 0 ? memory_->map_zero() : memory_->map_private(template_file);
+    FVMM_CHECK(mapped.ok(), "the fake's memory is mapped");
+    (void)::madvise(memory_->host_base(), kFakeRamBytes, MADV_NOHUGEPAGE);  // few pages are touched: keep them small
+  }
+  ~FakeMachine() override {
+    if (running_) runners_->left();
+  }
+  FakeMachine(const FakeMachine&) = delete;
+  FakeMachine& operator=(const FakeMachine&) = delete;
+  FakeMachine(FakeMachine&&) = delete;
+  FakeMachine& operator=(FakeMachine&&) = delete;
+
+  memory::GuestMemory& memory() override { return *memory_; }
+  memory::DirtyTracker& dirty() override { return dirty_; }
+  [[nodiscard]] bool paused() const override { return !running_; }
+  Status pause() override {
+    if (faults_.pause) return Error(Errc::kInternal, "a vCPU does not answer the kick");
+    if (running_.exchange(false)) {
+      runners_->left();
+      ++pauses_;
+    }
+    return {};
+  }
+  Status resume() override {
+    if (faults_.resume) return Error(Errc::kInternal, "KVM_RUN");
+    if (!running_.exchange(true)) {
+      runners_->entered();
+      ++resumes_;
+    }
+    return {};
+  }
+  /// Writes guest memory too, as KVM does for its clock.
+  Result<v1::MachineState> save_state() override {
+    if (faults_.save) return Error(Errc::kInternal, "KVM_GET_XSAVE2");
+    fill(kClockPage, ++registers_[1]);
+    v1::MachineState state;
+    state.set_version(1);
+    state.set_pit2(std::string(reinterpret_cast<const char*>(registers_.data()), sizeof registers_));
+    return state;
+  }
+  Status load_state(const v1::MachineState& state) override {
+    if (faults_.load) return Error(Errc::kFailedPrecondition, "an MSR that this host lacks");
+    if (state.version() != 1 || state.pit2().size() != sizeof registers_) {
+      return Error(Errc::kDataLoss, "machine state of another version");
+    }
+    std::memcpy(registers_.data(), state.pit2().data(), sizeof registers_);
+    return {};
+  }
+  [[nodiscard]] v1::CpuIdentity cpu() const override {
+    v1::CpuIdentity cpu;
+    cpu.set_cpuid("leaf");
+    cpu.set_tsc_khz(2'000'000);
+    cpu.set_boot_id("boot");
+    return cpu;
+  }
+
+  /// The guest runs for a moment.
+  void step() {
+    std::mt19937_64 random(registers_[0] * 1'000'003 + registers_[1]++);
+    for (unsigned i = 0; i < pages_per_step_; ++i) {
+      const memory::PageIndex page = random() % 4 == 0 ? random() % kFakePages : random() % kHotPages;
+      if (random() % 5 == 0) {
+        std::memset(memory_->pages_for_load({page, 1}).data(), 0, kPageBytes);
+        written_.set(page);
+      } else if (random() % 7 == 0) {
+        const std::uint64_t word = random();
+        const auto bytes = std::as_bytes(std::span(&word, 1));
+        FVMM_CHECK(memory_->write(page * kPageBytes + random() % (kPageBytes - 8), bytes).ok(), "the page is RAM");
+      } else {
+        fill(page, random() | 1);
+      }
+    }
+  }
+  void step_if_running() {
+    if (running_) step();
+  }
+  /// How much one step writes; 0: an idle guest.
+  void set_pages_per_step(unsigned pages) { pages_per_step_ = pages; }
+
+  [[nodiscard]] bool running() const { return running_; }
+  [[nodiscard]] int pauses() const { return pauses_; }
+  [[nodiscard]] int resumes() const { return resumes_; }
+  [[nodiscard]] const std::array<std::uint64_t, 2>& registers() const { return registers_; }
+
+ private:
+  static constexpr memory::PageIndex kClockPage = 7;
+  static constexpr std::uint64_t kHotPages = 48;
+
+  void fill(memory::PageIndex page, std::uint64_t word) {
+    std::byte* const at = memory_->pages_for_load({page, 1}).data();
+    for (std::uint64_t i = 0; i < kPageBytes; i += 512, ++word) std::memcpy(at + i, &word, sizeof word);
+    written_.set(page);
+  }
+  /// The guest writes before, and again after, the moment at which the log is taken.
+  Status harvest(memory::Bitmap& out) override {
+    step_if_running();
+    out.merge(written_);
+    written_.clear_all();
+    step_if_running();
+    return {};
+  }
+
+  std::unique_ptr<memory::GuestMemory> memory_;
+  memory::DirtyTracker dirty_;
+  memory::Bitmap written_;
+  std::shared_ptr<Runners> runners_;
+  FakeFaults faults_;
+  std::array<std::uint64_t, 2> registers_;  // seed, steps taken
+  unsigned pages_per_step_ = 6;
+  std::atomic<bool> running_{false};
+  int pauses_ = 0;
+  int resumes_ = 0;
+};
+
+inline FakeMachine& fake(migration::Guest& guest) {
+  return static_cast<FakeMachine&>(*guest.machine);
+}
+
+/// A guest around a machine; `base` with an empty id is the zero template.
+inline std::unique_ptr<migration::Guest> fake_guest(const v1::VmConfig& config, const v1::TemplateRef& base,
+                                                    std::unique_ptr<FakeMachine> machine) {
+  auto guest = std::make_unique<migration::Guest>();
+  guest->config = config;
+  guest->fencing_token = 1;
+  guest->base = base;
+  guest->since_base = machine->dirty().add_reader();
+  guest->machine = std::move(machine);
+  return guest;
+}
+
+inline v1::VmConfig fake_config() {
+  v1::VmConfig config;
+  config.set_id(std::string(16, 'v'));
+  config.set_name("web1");
+  config.set_memory_bytes(kFakeRamBytes);
+  config.set_vcpus(1);
+  return config;
+}
+
+inline bool same_memory(migration::Guest& a, migration::Guest& b) {
+  const auto left = a.machine->memory().pages({0, kFakePages});
+  const auto right = b.machine->memory().pages({0, kFakePages});
+  return std::memcmp(left.data(), right.data(), left.size()) == 0;
+}
+
+/// Pages that differ from the template although nobody has marked them.
+inline std::vector<memory::PageIndex> unmarked_pages(migration::Guest& guest) {
+  std::vector<memory::PageIndex> found;
+  std::array<std::byte, kPageBytes> original{};
+  for (memory::PageIndex page = 0; page < kFakePages; ++page) {
+    if (guest.since_base->pending().test(page)) continue;
+    FVMM_CHECK(guest.machine->memory().template_page(page, original).ok(), "the template can be read");
+    if (std::memcmp(guest.machine->memory().pages({page, 1}).data(), original.data(), kPageBytes) != 0) {
+      found.push_back(page);
+    }
+  }
+  return found;
+}
+
+}  // namespace fvmm::testing
