@@ -5,110 +5,13 @@ Exits with 0 only if every guest verified all of its memory with zero errors whe
 pages that were spoiled on purpose."""
 import argparse
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BIN = os.path.join(ROOT, "build", "release", "bin")
-GUEST = os.path.join(ROOT, "build", "release", "guests", "workload.elf")
-WAIT_S = 180  # for any one thing a guest is waited for
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Daemon:
-    """One fvmmd with its own runtime and state directories, as a host would have."""
-
-    def __init__(self, name, root, warm):
-        self.name = name
-        self.runtime = os.path.join(root, name, "run")
-        self.state = os.path.join(root, name, "state")
-        os.makedirs(self.runtime)
-        os.makedirs(self.state)
-        self.listen = f"127.0.0.1:{free_port()}"
-        self.log = open(os.path.join(root, name, "fvmmd.log"), "w")
-        command = [f"{BIN}/fvmmd", "--runtime-dir", self.runtime, "--state-dir", self.state, "--listen", self.listen,
-                   "--test-hooks", "--warm", warm]
-        self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log)
-        deadline = time.monotonic() + 20
-        while subprocess.run(self.command("host", "show"), capture_output=True).returncode != 0:
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                raise SystemExit(f"fvmmd {name} did not start; see {self.log.name}")
-            time.sleep(0.05)
-
-    def command(self, *words):
-        return [f"{BIN}/fvmmctl", "--socket", f"{self.runtime}/fvmmd.sock", "--output", "json", *words]
-
-    def ctl(self, *words):
-        done = subprocess.run(self.command(*words), capture_output=True, text=True)
-        if done.returncode != 0:
-            raise SystemExit(f"fvmmctl {' '.join(words)} on {self.name}: exit {done.returncode}: {done.stderr.strip()}\n{done.stdout}")
-        return json.loads(done.stdout) if done.stdout.strip() else {}
-
-    def serial(self, vm):
-        done = subprocess.run([f"{BIN}/fvmmctl", "--socket", f"{self.runtime}/fvmmd.sock", "vm", "logs", vm],
-                              capture_output=True, text=True, errors="replace")
-        return done.stdout
-
-    def type(self, vm, text):
-        path = self.ctl("vm", "show", vm)["console_path"]
-        with socket.socket(socket.AF_UNIX) as console:
-            console.connect(path)
-            console.sendall(text.encode())
-            time.sleep(0.3)  # the server reads before we hang up
-
-    def stop(self):
-        listing = self.ctl("vm", "list")
-        for vm in listing.get("vms", []):
-            if vm["state"] in ("running", "paused"):
-                self.ctl("vm", "stop", vm["config"]["name"])
-        self.process.terminate()
-        self.process.wait(timeout=20)
-
-
-def heartbeats(text):
-    return [dict((key, int(value)) for key, value in re.findall(r"(\w+)=(\d+)", line))
-            for line in text.splitlines() if line.startswith("HB ") and line.rstrip().endswith(tuple("0123456789")) and " ms=" in line]
-
-
-def wait_for(what, look):
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise SystemExit(f"waited {WAIT_S} s for {what}")
-
-
-def wait_steps(daemon, vm, steps):
-    """Until the guest has rewritten that many more pages; its last heartbeat."""
-    first = wait_for(f"a heartbeat of {vm}", lambda: heartbeats(daemon.serial(vm)))[-1]["step"]
-    return wait_for(f"{steps} steps of {vm}", lambda: [
-        beat for beat in heartbeats(daemon.serial(vm)) if beat["step"] >= first + steps])[-1]
-
-
-def verified_after(daemon, vm):
-    """The first heartbeat that shows a whole sweep begun after now, on that host."""
-    now = wait_for(f"a heartbeat of {vm} on {daemon.name}", lambda: heartbeats(daemon.serial(vm)))[-1]
-    return wait_for(f"a whole sweep of {vm} on {daemon.name}", lambda: [
-        beat for beat in heartbeats(daemon.serial(vm)) if beat["sweeps"] >= now["sweeps"] + 2])[0]
-
-
-def guest_gap_ms(daemon, vm):
-    """Largest gap that the guest saw in its own spin on the TSC, in its first heartbeat after the move."""
-    beat = heartbeats(daemon.serial(vm))[0]
-    return max(beat["gap_us"], beat["io_us"]) / 1000
+from lab import GUEST, Daemon, guest_gap_ms, heartbeats, verified_after, wait_for, wait_steps
 
 
 def bad_pages(text):
@@ -143,11 +46,10 @@ ALL_BOOT = {}
 
 
 def run(options, root):
-    warm = options.memory
     print(f"two fvmmds in {root}; a guest of {options.memory} with a working set of {options.ws} MiB, "
           f"{options.rate} pages rewritten a second", flush=True)
-    a = Daemon("A", root, warm)
-    b = Daemon("B", root, warm)
+    a = Daemon("A", root, [options.memory], test_hooks=True)
+    b = Daemon("B", root, [options.memory], test_hooks=True)
     try:
         return story(options, a, b)
     finally:

@@ -14,7 +14,7 @@ namespace {
 
 /// The socket path of a worker must fit into sockaddr_un: 108 bytes with its end, "workers/" and 12 hex digits
 /// included.
-constexpr std::size_t kRuntimePathBytesMax = 107 - sizeof("/workers/0123456789ab.sock");
+constexpr std::size_t kRuntimePathBytesMax = 107 - sizeof("/workers/0123456789ab.sock.console");
 
 Result<UniqueFd> lock_state(const std::filesystem::path& directory) {
   UniqueFd fd = FVMM_TRY(open_file(directory / "lock", O_RDWR | O_CREAT));

@@ -76,6 +76,7 @@ std::string WorkerProcess::how_it_ended() {
 void WorkerProcess::remove_files() const {
   std::error_code ignored;
   fs::remove(socket_, ignored);
+  fs::remove(socket_.string() + ".console", ignored);
   fs::remove(log(), ignored);
 }
 

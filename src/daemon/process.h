@@ -45,7 +45,7 @@ class WorkerProcess {
   void kill();  // SIGKILL; a process already gone is fine
   /// "killed by signal 11 (Segmentation fault): last line of its log"; what is known after wait_exit() returned true.
   std::string how_it_ended();
-  /// Removes its socket and log, once it has ended.
+  /// Removes its sockets and log, once it has ended.
   void remove_files() const;
 
  private:

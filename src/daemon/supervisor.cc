@@ -109,7 +109,9 @@ bool Supervisor::on_report(const Id& id, WorkerProcess& worker, const v1::Worker
   if (!registry_.note(id, worker, info)) return false;
   const auto vm = registry_.find(id);
   if (!vm || vm->worker.get() != &worker) return false;
-  if (changes_nothing(info.state()) || info.state() == vm->record.state()) return true;
+  if (changes_nothing(info.state())) return true;
+  // An end is acted on even when the record already knows it: the worker still has to go.
+  if (info.state() == vm->record.state() && !is_end(info.state())) return true;
   // A command under way writes the outcome itself; only an end of the VM must not be missed, so that waits.
   if (!vm->busy.empty() && !is_end(info.state())) return true;
   auto claim = registry_.claim_for(id, worker);
@@ -122,7 +124,7 @@ bool Supervisor::on_report(const Id& id, WorkerProcess& worker, const v1::Worker
 void Supervisor::settle(Claim claim) {
   const VmView vm = claim.view();
   const v1::VmState state = vm.info.state();
-  if (changes_nothing(state) || state == vm.record.state()) return;
+  if (changes_nothing(state) || (state == vm.record.state() && !is_end(state))) return;
   spdlog::info("VM {} is {}{}{}", vm.record.config().name(), state_text(state), vm.info.detail().empty() ? "" : ": ",
                vm.info.detail());
   std::shared_ptr<WorkerProcess> ended;
@@ -167,26 +169,28 @@ void Supervisor::on_end(const Id& id, WorkerProcess& worker) {
 Status Supervisor::adopt_all(const fs::path& workers_directory) {
   std::error_code error;
   std::vector<fs::path> sockets;
-  std::vector<fs::path> logs;
+  std::vector<fs::path> others;  // logs and consoles
   for (fs::directory_iterator it(workers_directory, error), end; !error && it != end; it.increment(error)) {
-    if (it->path().extension() == ".sock") sockets.push_back(it->path());
-    if (it->path().extension() == ".log") logs.push_back(it->path());
+    (it->path().extension() == ".sock" ? sockets : others).push_back(it->path());
   }
   for (const fs::path& socket : sockets) FVMM_TRY(adopt(socket));
-  for (fs::path log : logs) {
-    if (!fs::exists(fs::path(log).replace_extension(".sock"), error)) fs::remove(log, error);
+  for (const fs::path& other : others) {
+    const std::string name = other.filename().string();
+    const fs::path socket = workers_directory / (name.substr(0, name.find('.')) + ".sock");
+    if (!fs::exists(socket, error)) fs::remove(other, error);
   }
   return {};
 }
 
 Status Supervisor::adopt(const fs::path& socket) {
-  const pid_t pid = FVMM_TRY(listening_pid(socket));
+  pid_t pid = FVMM_TRY(listening_pid(socket));
   if (pid == 0) {
     std::error_code ignored;
     fs::remove(socket, ignored);
     return {};
   }
   const auto info = WorkerClient(socket).info(Deadline::after(kAdoptWait));
+  if (info && info->pid() > 0) pid = info->pid();
   const Shape shape = info ? Shape{info->shape().memory_bytes(), info->shape().vcpus()} : Shape{};
   auto worker = WorkerProcess::of(pid, socket, shape);
   if (!worker && worker.error().code() == Errc::kNotFound) return {};

@@ -67,7 +67,7 @@ Result<v1::TemplateList> TemplateService::list() const {
 }
 
 Result<v1::TemplateInfo> TemplateService::show(const std::string& name) const {
-  return to_proto(FVMM_TRY(store_.find(name)));
+  return to_proto(FVMM_TRY(store_.show(name)));
 }
 
 Result<v1::VerifyReport> TemplateService::verify(const std::string& name) const {

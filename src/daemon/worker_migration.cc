@@ -23,7 +23,7 @@ Result<Plan> choose_mode(const std::string& wanted, const migration::Guest& gues
     return Error(Errc::kInvalidArgument, "mode \"" + wanted + "\"; there are auto, suspend, precopy, live");
   }
   if (guest.base.id().empty()) return Plan{Mode::kPrecopy, "the VM runs on no template, so all of its memory travels"};
-  return Plan{Mode::kSuspend, "the peer holds the VM's template, so only the delta travels"};
+  return Plan{Mode::kSuspend, "the VM runs on a template, so only its delta travels"};
 }
 
 // "peer-fail:load" is for the destination, everything else for us.
@@ -75,6 +75,7 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
                                                 control::Call& call) {
   const v1::MigrateRequest& wanted = request.request();
   const v1::VmState before = board_.get().state();
+  before_migration_ = before;
   const Plan plan = FVMM_TRY(choose_mode(wanted.mode(), guest));
   migration::SourceOptions options;
   options.mode = plan.mode;
@@ -85,7 +86,13 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
   if (wanted.max_downtime_us() != 0) options.max_downtime = std::chrono::microseconds(wanted.max_downtime_us());
   if (wanted.timeout_ms() != 0) options.timeout = std::chrono::milliseconds(wanted.timeout_ms());
   FVMM_TRY(split_test_hook(options_.test_hooks ? wanted.test_hook() : "", options));
-  options.on_event = [&call](const v1::MigrateEvent& event) { (void)call.send(event); };  // nobody watching is fine
+  options.on_event = [this, &wanted, &call](const v1::MigrateEvent& event) {
+    board_.change([&](v1::WorkerInfo& info) {
+      info.set_detail(fmt::format("migrating to {}: round {}, {} pages sent, {} left", wanted.to(), event.round(),
+                                  event.pages_sent(), event.pages_left()));
+    });
+    (void)call.send(event);  // nobody watching is fine
+  };
   migration::TcpTransport transport(FVMM_TRY(net::Endpoint::parse(wanted.to())));
   migration::FileJournal journal(vm_directory_);
   const auto session = std::make_shared<migration::SourceSession>(guest, std::move(options), transport, journal);
@@ -147,9 +154,9 @@ Result<v1::WorkerInfo> Worker::receive(control::Call& call, const v1::WorkerRece
   environment.on_step = FVMM_TRY(migration::parse_step_hook(options_.test_hooks ? request.hello().test_hook() : ""));
   environment.on_started = [this, &call](migration::Guest& guest) {
     show(guest);
-    board_.change([](v1::WorkerInfo& info) {
+    board_.change([&guest](v1::WorkerInfo& info) {
       // The guest may already have stopped by itself.
-      if (info.state() == v1::VM_INCOMING) info.set_state(v1::VM_RUNNING);
+      if (info.state() == v1::VM_INCOMING) info.set_state(guest.machine->paused() ? v1::VM_PAUSED : v1::VM_RUNNING);
       info.set_detail("");
     });
     (void)call.send(board_.get());
@@ -208,8 +215,8 @@ Result<v1::WorkerInfo> Worker::settle(const v1::WorkerSettleRequest& request) {
     });
     return board_.get();
   }
-  board_.set_state(v1::VM_RUNNING, "");
-  FVMM_TRY(held->machine->resume());
+  board_.set_state(before_migration_, "");
+  if (before_migration_ != v1::VM_PAUSED) FVMM_TRY(held->machine->resume());
   return board_.get();
 }
 

@@ -82,6 +82,7 @@ class Worker {
   std::unique_ptr<devices::ConsoleServer> console_;
   std::map<std::uint64_t, std::array<std::byte, kPageBytes>> captured_;  // test hook; with the guest in hand
   std::string vm_directory_;                                             // set with the guest
+  v1::VmState before_migration_ = v1::VM_RUNNING;                        // with the guest in hand
   std::mutex session_mutex_;
   std::shared_ptr<migration::SourceSession> source_;                     // session_mutex_; while one is under way
   std::shared_ptr<migration::DestinationSession> destination_;           // session_mutex_; kept for questions

@@ -127,6 +127,14 @@ std::span<std::byte> GuestMemory::pages_for_load(PageRange range) {
   return {base_ + range.first * kPageBytes, range.count * kPageBytes};
 }
 
+void GuestMemory::populate(PageRange range) {
+  const auto bytes = pages_for_load(range);
+#ifndef MADV_POPULATE_WRITE
+  constexpr int MADV_POPULATE_WRITE = 23;
+#endif
+  (void)::madvise(bytes.data(), bytes.size(), MADV_POPULATE_WRITE);  // what is not populated now faults later
+}
+
 Status GuestMemory::template_page(PageIndex page, std::span<std::byte, kPageBytes> out) const {
   FVMM_CHECK(page < layout_.pages(), "page outside RAM");
   if (!template_file_) {

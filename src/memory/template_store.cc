@@ -34,12 +34,23 @@ Result<std::vector<std::string>> names_in(const fs::path& directory, Wanted want
   return names;
 }
 
+enum class Pins { kSkip, kCount };  // counting reads /proc/locks, which stops every CPU for some milliseconds
+
 /// What the manifest says, and how often it is pinned.
-Result<TemplateInfo> look(const fs::path& path) {
+Result<TemplateInfo> look(const fs::path& path, Pins pins) {
   const UniqueFd directory = FVMM_TRY(open_file(path, O_RDONLY | O_DIRECTORY));
   TemplateInfo info = FVMM_TRY(inspect(directory.get(), path)).info;
-  info.pins = count_pins(directory.get());
+  if (pins == Pins::kCount) info.pins = count_pins(directory.get());
   return info;
+}
+
+/// The sealed template of that name.
+Result<TemplateInfo> look_up(const fs::path& store, const std::string& name, Pins pins) {
+  FVMM_TRY(check_template_name(name));
+  Result<TemplateInfo> info = look(store / name, pins);
+  if (info) return info;
+  if (info.error().code() == Errc::kNotFound) return Error(Errc::kNotFound, fmt::format("no template \"{}\"", name));
+  return std::move(info.error()).with(fmt::format("template \"{}\"", name));
 }
 
 /// The exclusive lock of a removal, on the template that has this path now.
@@ -76,6 +87,20 @@ Status remove_leftover(const fs::path& path) {
   return {};
 }
 
+Result<std::vector<TemplateInfo>> sealed(const fs::path& store, Pins pins) {
+  std::vector<TemplateInfo> found;
+  const auto names = FVMM_TRY(names_in(store, [](const std::string& name) { return check_template_name(name).ok(); }));
+  for (const std::string& name : names) {
+    Result<TemplateInfo> info = look(store / name, pins);
+    if (info) {
+      found.push_back(std::move(*info));
+    } else if (info.error().code() != Errc::kNotFound) {  // not found: no template, or removed meanwhile
+      spdlog::warn("template store: {} left out: {}", (store / name).string(), info.error().message());
+    }
+  }
+  return found;
+}
+
 }  // namespace
 
 Result<TemplateStore> TemplateStore::open(fs::path directory) {
@@ -103,31 +128,20 @@ Status TemplateStore::sweep() {
 }
 
 Result<std::vector<TemplateInfo>> TemplateStore::list() const {
-  std::vector<TemplateInfo> found;
-  const auto names =
-      FVMM_TRY(names_in(directory_, [](const std::string& name) { return check_template_name(name).ok(); }));
-  for (const std::string& name : names) {
-    Result<TemplateInfo> info = look(directory_ / name);
-    if (info) {
-      found.push_back(std::move(*info));
-    } else if (info.error().code() != Errc::kNotFound) {  // not found: no template, or removed meanwhile
-      spdlog::warn("template store: {} left out: {}", (directory_ / name).string(), info.error().message());
-    }
-  }
-  return found;
+  return sealed(directory_, Pins::kCount);
 }
 
 Result<TemplateInfo> TemplateStore::find(const std::string& name) const {
-  FVMM_TRY(check_template_name(name));
-  Result<TemplateInfo> info = look(directory_ / name);
-  if (info) return info;
-  if (info.error().code() == Errc::kNotFound) return Error(Errc::kNotFound, fmt::format("no template \"{}\"", name));
-  return std::move(info.error()).with(fmt::format("template \"{}\"", name));
+  return look_up(directory_, name, Pins::kSkip);
+}
+
+Result<TemplateInfo> TemplateStore::show(const std::string& name) const {
+  return look_up(directory_, name, Pins::kCount);
 }
 
 Result<TemplateInfo> TemplateStore::find(const Id& id, const Digest& digest) const {
   std::string other;  // name of one with this id and other content
-  for (TemplateInfo& info : FVMM_TRY(list())) {
+  for (TemplateInfo& info : FVMM_TRY(sealed(directory_, Pins::kSkip))) {
     if (info.id != id) continue;
     if (info.digest == digest) return std::move(info);
     other = info.name;

@@ -112,7 +112,9 @@ class TemplateStore {
   /// Sorted by name; only sealed ones. A damaged manifest is logged and left out: find() and verify() say what is
   /// wrong.
   Result<std::vector<TemplateInfo>> list() const;
-  Result<TemplateInfo> find(const std::string& name) const;  // kNotFound names it
+  Result<TemplateInfo> find(const std::string& name) const;  // kNotFound names it; pins are not counted
+  /// The same with its pins counted, which costs milliseconds: for people.
+  Result<TemplateInfo> show(const std::string& name) const;
   Result<TemplateInfo> find(const Id& id,
                             const Digest& digest) const;  // kNotFound, or kFailedPrecondition: same id, other content
   /// kFailedPrecondition while pinned ("in use by N ..."), kNotFound.

@@ -61,12 +61,27 @@ Status DestinationSession::prepare() {
   }
   guest_ = FVMM_TRY(environment_.make_guest(hello_));
   phase_done("prepare");
+  populate_expected();
+  phase_done("populate");
   FVMM_TRY(step("may-start"));
   FVMM_TRY(write_record(v1::OUTCOME_OPEN), "record the session");
   FVMM_TRY(advance(DestinationEvent::kReady));
   phase_done("record");
   FVMM_TRY(step("ready"));
   return say(v1::PEER_READY);
+}
+
+// Copying a template's page at its first write costs more than receiving it: done here, it is not in the pause.
+void DestinationSession::populate_expected() {
+  memory::GuestMemory& ram = guest_->machine->memory();
+  const std::uint64_t pages = ram.layout().pages();
+  const int ranges = std::min(hello_.expected_size() / 2, static_cast<int>(kHintRangesMax));
+  for (int i = 0; i < ranges; ++i) {
+    const std::uint64_t first = hello_.expected(2 * i);
+    const std::uint64_t count = hello_.expected(2 * i + 1);
+    if (first >= pages || count > pages - first) return;  // the peer is confused; a hint is not worth a failure
+    ram.populate({first, count});
+  }
 }
 
 Status DestinationSession::collect_connections() {
@@ -84,6 +99,7 @@ Status DestinationSession::collect_connections() {
     }
     data_[connection->index] = std::move(connection->stream);
   }
+  pause_begins_.emplace();
   const bool fresh = guest_->base.id().empty();
   for (auto& stream : data_) {
     receivers_.push_back(std::make_unique<PageReceiver>(*stream, guest_->machine->memory(), fresh));
@@ -151,7 +167,7 @@ Status DestinationSession::start() {
   phase_began_ = std::chrono::steady_clock::now();
   guest_->fencing_token = hello_.fencing_token();
   FVMM_TRY(step("run"));
-  FVMM_TRY(guest_->machine->resume(), "run");
+  if (!state_message_.paused()) FVMM_TRY(guest_->machine->resume(), "run");
   start_ended(Start::kRunning);
   FVMM_TRY(advance(DestinationEvent::kRunning));
   phase_done("run");
@@ -160,6 +176,7 @@ Status DestinationSession::start() {
 
 // The guest runs: nothing here may fail it any more.
 void DestinationSession::settle() {
+  pause_begins_.reset();
   (void)step("started");
   const Status told = say(v1::PEER_STARTED);
   if (!told) spdlog::warn("STARTED could not be sent ({}); the source will ask", told.error().message());

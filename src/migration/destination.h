@@ -8,12 +8,14 @@
 #include <condition_variable>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <mutex>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/id.h"
 #include "base/mailbox.h"
+#include "base/realtime.h"
 #include "base/result.h"
 #include "migration/destination_state.h"
 #include "migration/machine.h"
@@ -77,6 +79,7 @@ class DestinationSession {
 
  private:
   Status prepare();
+  void populate_expected();
   Status collect_connections();
   Status receive_all();
   Status load();
@@ -110,6 +113,7 @@ class DestinationSession {
   v1::PeerMessage state_message_;
   std::vector<v1::Timing> timings_;
   SteadyTime phase_began_;
+  std::optional<ScopedFifo> pause_begins_;  // this thread's waits are the guest's downtime from here to STARTED
   std::mutex record_mutex_;  // the record is written by the session and by answer()
   std::mutex start_mutex_;
   std::condition_variable start_changed_;

@@ -33,6 +33,7 @@ v1::MigrateResult SourceSession::run() {
     return commit();
   };
   const Status status = all();
+  pause_begins_.reset();
   if (!status) back_out(status.error());
   return report(status);
 }
@@ -58,6 +59,16 @@ Status SourceSession::step(std::string_view name) {
   if (deadline_.passed() && !committing_)
     return Error(Errc::kDeadlineExceeded, "the migration's time is up; see --timeout");
   return options_.on_step ? options_.on_step(name) : Status{};
+}
+
+// What is known to differ already. Only a delta is worth a hint: a full copy fills everything anyway.
+void SourceSession::hint(v1::PeerHello& hello) const {
+  if (options_.mode == Mode::kPrecopy) return;
+  const auto ranges = guest_.since_base->pending().ranges(kShardPages);
+  for (std::size_t i = 0; i < std::min(ranges.size(), kHintRangesMax); ++i) {
+    hello.add_expected(ranges[i].first);
+    hello.add_expected(ranges[i].count);
+  }
 }
 
 v1::PeerHello SourceSession::hello() const {
@@ -86,7 +97,9 @@ Status SourceSession::connect() {
     control_ = std::move(stream);
   }
   FVMM_TRY(step("hello"));
-  const v1::PeerHello greeting = hello();
+  FVMM_TRY(guest_.machine->dirty().harvest());
+  v1::PeerHello greeting = hello();
+  hint(greeting);
   FVMM_TRY(net::send_message(*control_, net::FrameType::kHello, greeting, deadline_), "send Hello");
   FVMM_TRY(step("leaving"));  // while the peer prepares
   FVMM_TRY(write_record(v1::OUTCOME_OPEN), "record the session");

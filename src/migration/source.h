@@ -10,11 +10,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/id.h"
+#include "base/realtime.h"
 #include "base/result.h"
 #include "migration/machine.h"
 #include "migration/page_sender.h"
@@ -27,6 +29,7 @@
 namespace fvmm::migration {
 
 inline constexpr unsigned kConnectionsMax = 8;
+inline constexpr std::uint64_t kShardPages = 512;  // 2 MiB: a page always travels on the same connection
 inline constexpr std::chrono::seconds kAnswerWait{10};  // for each of PREPARED and STARTED, inside the overall deadline
 inline constexpr std::chrono::seconds kAskWait{4};      // for one question about a session; then it is asked again
 inline constexpr std::chrono::milliseconds kAskPause{100};  // between two questions
@@ -85,6 +88,7 @@ class SourceSession {
   void back_out(const Error& error);
   void ask_until_known();
   Status write_record(v1::SessionOutcome outcome);
+  void hint(v1::PeerHello& hello) const;
   v1::PeerHello hello() const;
   void progress(std::string_view phase, std::uint64_t pages_left);
   void phase_done(std::string_view name);
@@ -102,6 +106,7 @@ class SourceSession {
   SteadyTime phase_began_;
   SteadyTime paused_at_{};
   bool we_paused_ = false;
+  std::optional<ScopedFifo> pause_begins_;  // this thread's waits are the guest's downtime from the pause to STARTED
   bool recorded_ = false;  // `leaving` is durable
   std::uint32_t rounds_ = 0;
   double rate_ = 0;  // bytes per second of the last round

@@ -12,7 +12,6 @@
 namespace fvmm::migration {
 namespace {
 
-constexpr std::uint64_t kShardPages = 512;       // 2 MiB: a page always travels on the same connection
 constexpr std::uint64_t kInlinePagesMax = 4096;  // below that, threads cost more than they gain
 
 // Which pages go on which connection; order within a connection is ascending.
@@ -112,6 +111,7 @@ Status SourceSession::copy_rounds() {
 }
 
 Status SourceSession::stop_and_copy() {
+  pause_begins_.emplace();
   FVMM_TRY(step("pause"));
   Machine& machine = *guest_.machine;
   paused_at_ = std::chrono::steady_clock::now();
@@ -133,6 +133,7 @@ Status SourceSession::stop_and_copy() {
   for (auto& sender : senders_) FVMM_TRY(sender->send_end(deadline_));
   phase_done("pages");
   FVMM_TRY(step("state"));
+  message.set_paused(!we_paused_);
   for (auto& sender : senders_) message.add_frames_sent(sender->counters().frames);
   *message.mutable_state()->mutable_config() = guest_.config;
   const Deadline wait = deadline_.sooner(options_.waits.answer);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <thread>
 
 namespace fvmm::migration {
 
@@ -11,12 +12,17 @@ Result<StepHook> parse_step_hook(std::string_view text) {
   const auto colon = text.find(':');
   const std::string verb(text.substr(0, colon));
   const std::string wanted(colon == std::string_view::npos ? "" : text.substr(colon + 1));
-  if (wanted.empty() || (verb != "fail" && verb != "kill" && verb != "stall")) {
-    return Error(Errc::kInvalidArgument, "test hook \"" + std::string(text) + "\"; write fail:STEP, kill:STEP or stall:STEP");
+  if (wanted.empty() || (verb != "fail" && verb != "kill" && verb != "stall" && verb != "delay")) {
+    return Error(Errc::kInvalidArgument,
+                 "test hook \"" + std::string(text) + "\"; write fail:STEP, kill:STEP, stall:STEP or delay:STEP");
   }
   return StepHook([verb, wanted](std::string_view step) -> Status {
     if (step != wanted) return {};
     if (verb == "kill") ::kill(::getpid(), SIGKILL);
+    if (verb == "delay") {
+      std::this_thread::sleep_for(kStepDelay);
+      return {};
+    }
     if (verb == "stall") {
       for (int i = 0; i < 3600; ++i) ::sleep(1);
     }

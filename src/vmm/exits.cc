@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <span>
 
@@ -71,9 +72,13 @@ std::optional<VcpuStop> handle_exit(int vcpu_fd, kvm_run& run, const VcpuEnviron
   const auto failed = [&](std::string_view reason) {
     return VcpuStop{Kind::kFailed, describe_stop(vcpu_fd, *environment.memory, reason)};
   };
+  const auto unless_reset = [&]() -> std::optional<VcpuStop> {
+    if (environment.reset_requested == nullptr || !*environment.reset_requested) return std::nullopt;
+    return VcpuStop{Kind::kReset, "the guest pulled the reset line"};
+  };
   switch (run.exit_reason) {
-    case KVM_EXIT_IO: handle_port(run, *environment.ports); return std::nullopt;
-    case KVM_EXIT_MMIO: handle_mmio(run, *environment.mmio); return std::nullopt;
+    case KVM_EXIT_IO: handle_port(run, *environment.ports); return unless_reset();
+    case KVM_EXIT_MMIO: handle_mmio(run, *environment.mmio); return unless_reset();
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN: return std::nullopt;
     case KVM_EXIT_SHUTDOWN: return VcpuStop{Kind::kReset, "the guest triple-faulted or shut down"};

@@ -49,6 +49,8 @@ Result<Kvm> Kvm::open() {
   kvm.features_.manual_dirty_log = (kvm.check_extension(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) & 1) != 0;
   kvm.features_.tsc_scaling = kvm.check_extension(KVM_CAP_TSC_CONTROL) != 0;
   kvm.features_.clock_realtime = (kvm.check_extension(KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME) != 0;
+  kvm.features_.exception_payload = kvm.check_extension(KVM_CAP_EXCEPTION_PAYLOAD) != 0;
+  kvm.features_.triple_fault_event = kvm.check_extension(KVM_CAP_X86_TRIPLE_FAULT_EVENT) != 0;
   const int xsave = kvm.check_extension(KVM_CAP_XSAVE2);
   kvm.features_.xsave_bytes = xsave > 4096 ? static_cast<std::uint32_t>(xsave) : 4096;
   kvm.features_.run_bytes = static_cast<std::uint32_t>(

@@ -22,6 +22,8 @@ struct KvmFeatures {
   bool manual_dirty_log = false;
   bool tsc_scaling = false;    // KVM_CAP_TSC_CONTROL
   bool clock_realtime = false; // KVM_CAP_ADJUST_CLOCK offers KVM_CLOCK_REALTIME
+  bool exception_payload = false;  // KVM_CAP_EXCEPTION_PAYLOAD: a pending exception is told from an injected one
+  bool triple_fault_event = false; // KVM_CAP_X86_TRIPLE_FAULT_EVENT: a pending triple fault can be saved
   std::uint32_t xsave_bytes = 4096;
   std::uint32_t run_bytes = 0;  // of the kvm_run mapping
 };

@@ -54,8 +54,10 @@ Vcpu::Vcpu(UniqueFd fd, unsigned index, kvm_run* run, std::uint32_t run_bytes, c
       mailbox_(kMessagesMax),
       thread_([this] { thread_main(); }) {}
 
+// Needs no room in the mailbox: what still waits there is dropped, and its askers find a broken promise.
 Vcpu::~Vcpu() {
-  Answer gone = post(Verb::kQuit, {});
+  quitting_ = true;
+  mailbox_.close();
   kick();
   thread_.join();
   ::munmap(run_, run_bytes_);
@@ -112,7 +114,7 @@ Vcpu::State Vcpu::stopped() { return wait_in(State::kStopped); }
 
 Vcpu::State Vcpu::wait_in(State here) {
   std::optional<Message> message = mailbox_.receive();
-  if (!message) return State::kQuit;
+  if (!message || quitting_) return State::kQuit;
   switch (message->verb) {
     case Verb::kRun:
       if (here == State::kStopped) {
@@ -123,13 +125,12 @@ Vcpu::State Vcpu::wait_in(State here) {
       return State::kRunning;
     case Verb::kPark: message->answer.set_value({}); return here;
     case Verb::kCall: message->answer.set_value(message->function()); return here;
-    case Verb::kQuit: break;
   }
-  message->answer.set_value({});
-  return State::kQuit;
+  return here;
 }
 
 Vcpu::State Vcpu::running() {
+  if (quitting_) return State::kQuit;
   std::optional<Message> message = mailbox_.try_receive();
   if (!message) return enter_guest();
   switch (message->verb) {
@@ -138,10 +139,8 @@ Vcpu::State Vcpu::running() {
     case Verb::kCall:
       message->answer.set_value(Error(Errc::kFailedPrecondition, fmt::format("vCPU {} is running", index_)));
       return State::kRunning;
-    case Verb::kQuit: break;
   }
-  message->answer.set_value({});
-  return State::kQuit;
+  return State::kRunning;
 }
 
 // Stays here exit after exit; returns only on a kick or a stop.

@@ -1,13 +1,14 @@
 // One vCPU and the thread that owns it.
 //
 //            run                 kicked, "park" in the mailbox
-//   Parked ───────► Running ─────────────────────────────────► Parked      quit (from any) ──► thread ends
+//   Parked ───────► Running ─────────────────────────────────► Parked      destroyed (from any) ──► thread ends
 //                      └── an exit nobody can go on from ──► Stopped (accepts everything but run)
 //
 // Other threads send a message and wait for its answer; they never reach in. A park is seen only after KVM_RUN returned
 // EINTR with immediate_exit set, so the last exit's port or MMIO access is complete and the state can be saved.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <future>
 #include <memory>
@@ -36,6 +37,7 @@ struct VcpuEnvironment {
   devices::Bus* ports = nullptr;
   devices::Bus* mmio = nullptr;
   const memory::GuestMemory* memory = nullptr;
+  const std::atomic<bool>* reset_requested = nullptr;  // a device wants the machine reset: looked at after each access
   std::function<void(unsigned index, const VcpuStop&)> on_stop;  // called on the vCPU's thread; must not block
 };
 
@@ -65,7 +67,7 @@ class Vcpu {
 
  private:
   enum class State { kParked, kRunning, kStopped, kQuit };
-  enum class Verb { kRun, kPark, kCall, kQuit };
+  enum class Verb { kRun, kPark, kCall };
   struct Message {
     Verb verb;
     std::function<Status()> function;
@@ -89,6 +91,7 @@ class Vcpu {
   std::uint32_t run_bytes_;
   const VcpuEnvironment& environment_;
   Mailbox<Message> mailbox_;
+  std::atomic<bool> quitting_{false};
   std::thread thread_;
 };
 

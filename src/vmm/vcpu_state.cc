@@ -2,16 +2,33 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <memory>
 #include <string>
+
+#include "base/check.h"
 
 namespace fvmm::vmm {
 namespace {
 
 constexpr std::uint32_t kMsrTsc = 0x10;
 constexpr std::uint32_t kMsrTscDeadline = 0x6e0;
-constexpr std::uint32_t kStateVersion = 1;
+constexpr std::uint32_t kMsrMtrrPhysBase0 = 0x200;  // base and mask of each variable range
+constexpr std::uint32_t kMtrrVariableMsrs = 16;
+constexpr std::uint32_t kMsrMc0Ctl = 0x400;  // control, status, address, misc of each machine check bank
+constexpr std::uint32_t kMachineCheckBanks = 32;
+constexpr std::array<std::uint32_t, 12> kMtrrFixedAndDefault = {0x250, 0x258, 0x259, 0x268, 0x269, 0x26a,
+                                                                0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x2ff};
+
+/// What a guest can set and read back, and KVM_GET_MSR_INDEX_LIST leaves out: memory types and machine check controls.
+std::vector<std::uint32_t> unlisted_msrs() {
+  std::vector<std::uint32_t> msrs(kMtrrFixedAndDefault.begin(), kMtrrFixedAndDefault.end());
+  for (std::uint32_t i = 0; i < kMtrrVariableMsrs; ++i) msrs.push_back(kMsrMtrrPhysBase0 + i);
+  for (std::uint32_t bank = 0; bank < kMachineCheckBanks; ++bank) msrs.push_back(kMsrMc0Ctl + 4 * bank);
+  return msrs;
+}
 
 template <class T>
 Result<std::string> get(int fd, unsigned long request, std::string_view name) {
@@ -22,9 +39,7 @@ Result<std::string> get(int fd, unsigned long request, std::string_view name) {
 
 template <class T>
 Status set(int fd, unsigned long request, std::string_view name, const std::string& bytes) {
-  if (bytes.size() != sizeof(T)) {
-    return Error(Errc::kInvalidArgument, fmt::format("{}: {} bytes, need {}", name, bytes.size(), sizeof(T)));
-  }
+  FVMM_CHECK(bytes.size() == sizeof(T), "check_state() has seen the size");
   T value;
   std::memcpy(&value, bytes.data(), sizeof value);
   FVMM_TRY(kvm_ioctl(fd, request, name, &value));
@@ -58,20 +73,23 @@ Result<std::vector<kvm_msr_entry>> get_msrs(int fd, std::span<const std::uint32_
   return out;
 }
 
+// One that this host does not know is passed over if the guest never set it: it stands at zero there and is absent here.
 Status set_msrs(int fd, std::span<const kvm_msr_entry> entries) {
-  std::vector<kvm_msr_entry> done_entries;
-  const std::size_t done = FVMM_TRY(transfer_msrs(fd, abi::kSetMsrs, "KVM_SET_MSRS", entries, done_entries));
-  if (done != entries.size()) {
-    return Error(Errc::kFailedPrecondition, fmt::format("KVM_SET_MSRS: this host cannot set MSR {:#x} to {:#x}",
-                                                        entries[done].index, entries[done].data));
+  for (std::size_t at = 0; at < entries.size();) {
+    std::vector<kvm_msr_entry> done_entries;
+    const auto rest = entries.subspan(at);
+    at += FVMM_TRY(transfer_msrs(fd, abi::kSetMsrs, "KVM_SET_MSRS", rest, done_entries));
+    if (at == entries.size()) break;
+    if (entries[at].data != 0) {
+      return Error(Errc::kFailedPrecondition, fmt::format("KVM_SET_MSRS: this host cannot set MSR {:#x} to {:#x}",
+                                                          entries[at].index, entries[at].data));
+    }
+    ++at;
   }
   return {};
 }
 
 Status load_msrs(int fd, const v1::VcpuState& state) {
-  if (state.msrs_size() > static_cast<int>(abi::kMsrsMax)) {
-    return Error(Errc::kInvalidArgument, fmt::format("{} MSRs, limit {}", state.msrs_size(), abi::kMsrsMax));
-  }
   std::vector<kvm_msr_entry> entries;
   std::vector<kvm_msr_entry> last;  // the deadline timer means nothing before the TSC mode of the APIC is there
   for (const v1::Msr& msr : state.msrs()) {
@@ -80,6 +98,17 @@ Status load_msrs(int fd, const v1::VcpuState& state) {
   }
   entries.insert(entries.end(), last.begin(), last.end());
   return set_msrs(fd, entries);
+}
+
+// Parts that say nothing are marked absent, so that a host without the capability takes the rest.
+Result<std::string> get_events(int fd) {
+  kvm_vcpu_events events{};
+  FVMM_TRY(kvm_ioctl(fd, KVM_GET_VCPU_EVENTS, "KVM_GET_VCPU_EVENTS", &events));
+  if (events.exception.pending == 0 && events.exception_has_payload == 0) {
+    events.flags &= ~static_cast<std::uint32_t>(KVM_VCPUEVENT_VALID_PAYLOAD);
+  }
+  if (events.triple_fault.pending == 0) events.flags &= ~static_cast<std::uint32_t>(KVM_VCPUEVENT_VALID_TRIPLE_FAULT);
+  return std::string(reinterpret_cast<const char*>(&events), sizeof events);
 }
 
 Result<std::string> get_xsave(int fd, const KvmFeatures& features) {
@@ -91,11 +120,7 @@ Result<std::string> get_xsave(int fd, const KvmFeatures& features) {
 }
 
 Status set_xsave(int fd, const KvmFeatures& features, std::string bytes) {
-  if (bytes.size() < abi::kXsaveBytesMin || bytes.size() > features.xsave_bytes) {
-    return Error(Errc::kInvalidArgument,
-                 fmt::format("XSAVE state of {} bytes, this host has {}", bytes.size(), features.xsave_bytes));
-  }
-  bytes.resize(features.xsave_bytes);  // KVM_SET_XSAVE reads that many
+  bytes.resize(features.xsave_bytes);  // KVM_SET_XSAVE reads that many; components this guest has not are zero
   FVMM_TRY(kvm_ioctl(fd, abi::kSetXsave, "KVM_SET_XSAVE", bytes.data()));
   return {};
 }
@@ -115,6 +140,9 @@ Result<VcpuProfile> probe_vcpu(int vcpu_fd, std::span<const std::uint32_t> migra
   std::vector<std::uint32_t> wanted;
   for (const std::uint32_t index : migratable_msrs) {
     if (index != kMsrTsc) wanted.push_back(index);
+  }
+  for (const std::uint32_t index : unlisted_msrs()) {
+    if (std::find(wanted.begin(), wanted.end(), index) == wanted.end()) wanted.push_back(index);
   }
   for (std::size_t at = 0; at < wanted.size();) {
     std::vector<kvm_msr_entry> out;
@@ -142,11 +170,24 @@ Result<std::uint32_t> tsc_khz(int vcpu_fd) {
   return static_cast<std::uint32_t>(FVMM_TRY(kvm_ioctl(vcpu_fd, KVM_GET_TSC_KHZ, "KVM_GET_TSC_KHZ")));
 }
 
+bool tsc_khz_fits(std::uint32_t guest_khz, std::uint32_t host_khz, bool scaling) {
+  if (guest_khz == 0) return false;
+  const std::uint64_t apart = guest_khz > host_khz ? guest_khz - host_khz : host_khz - guest_khz;
+  return scaling || apart * 1'000'000 <= std::uint64_t{host_khz} * kTscTolerancePpm;
+}
+
+Status set_tsc_khz(int vcpu_fd, std::uint32_t khz) {
+  FVMM_TRY(kvm_ioctl(vcpu_fd, KVM_SET_TSC_KHZ, "KVM_SET_TSC_KHZ", static_cast<unsigned long>(khz)));
+  return {};
+}
+
 Result<v1::VcpuState> save_vcpu(int vcpu_fd, const KvmFeatures& features, const VcpuProfile& profile) {
   v1::VcpuState state;
-  state.set_version(kStateVersion);
-  // MP state first: KVM_GET_MP_STATE lets KVM settle pending INIT and SIPI into the rest (Linux api.rst).
+  state.set_version(kVcpuStateVersion);
+  // MP state first: KVM_GET_MP_STATE lets KVM settle a pending INIT and SIPI into the rest. Then the events: where KVM
+  // cannot tell a pending exception from an injected one, reading them carries its payload into CR2 and DR6.
   state.set_mp_state(FVMM_TRY(get<kvm_mp_state>(vcpu_fd, KVM_GET_MP_STATE, "KVM_GET_MP_STATE")));
+  state.set_events(FVMM_TRY(get_events(vcpu_fd)));
   state.set_regs(FVMM_TRY(get<kvm_regs>(vcpu_fd, KVM_GET_REGS, "KVM_GET_REGS")));
   state.set_sregs2(features.sregs2 ? FVMM_TRY(get<kvm_sregs2>(vcpu_fd, KVM_GET_SREGS2, "KVM_GET_SREGS2"))
                                    : FVMM_TRY(get<kvm_sregs>(vcpu_fd, KVM_GET_SREGS, "KVM_GET_SREGS")));
@@ -159,7 +200,6 @@ Result<v1::VcpuState> save_vcpu(int vcpu_fd, const KvmFeatures& features, const 
     msr->set_index(entry.index);
     msr->set_value(entry.data);
   }
-  state.set_events(FVMM_TRY(get<kvm_vcpu_events>(vcpu_fd, KVM_GET_VCPU_EVENTS, "KVM_GET_VCPU_EVENTS")));
   state.set_tsc_khz(FVMM_TRY(tsc_khz(vcpu_fd)));
   state.set_guest_tsc(FVMM_TRY(get_tsc(vcpu_fd)));
   if (profile.tsc_offset) state.set_tsc_offset(FVMM_TRY(get_tsc_offset(vcpu_fd)));
@@ -167,13 +207,9 @@ Result<v1::VcpuState> save_vcpu(int vcpu_fd, const KvmFeatures& features, const 
 }
 
 Status load_vcpu(int vcpu_fd, const KvmFeatures& features, const v1::VcpuState& state) {
-  if (state.version() != kStateVersion) {
-    return Error(Errc::kFailedPrecondition,
-                 fmt::format("vCPU state version {}, this build reads {}", state.version(), kStateVersion));
-  }
   FVMM_TRY(set<kvm_mp_state>(vcpu_fd, KVM_SET_MP_STATE, "KVM_SET_MP_STATE", state.mp_state()));
   FVMM_TRY(set<kvm_regs>(vcpu_fd, KVM_SET_REGS, "KVM_SET_REGS", state.regs()));
-  if (state.sregs2().size() == sizeof(kvm_sregs2) && features.sregs2) {
+  if (state.sregs2().size() == sizeof(kvm_sregs2)) {
     FVMM_TRY(set<kvm_sregs2>(vcpu_fd, KVM_SET_SREGS2, "KVM_SET_SREGS2", state.sregs2()));
   } else {
     FVMM_TRY(set<kvm_sregs>(vcpu_fd, KVM_SET_SREGS, "KVM_SET_SREGS", state.sregs2()));

@@ -12,6 +12,9 @@
 
 namespace fvmm::vmm {
 
+inline constexpr std::uint32_t kVcpuStateVersion = 1;
+inline constexpr std::uint32_t kTscTolerancePpm = 250;  // KVM's own: within it no scaling is needed (tsc_tolerance_ppm)
+
 /// What is known of a vCPU descriptor before it runs: the MSRs worth carrying, and how its TSC is reached.
 struct VcpuProfile {
   std::vector<std::uint32_t> msrs;  // readable here, without those derived from others (IA32_TSC)
@@ -25,11 +28,17 @@ Result<VcpuProfile> probe_vcpu(int vcpu_fd, std::span<const std::uint32_t> migra
 Status set_cpuid(int vcpu_fd, const CpuidTable& table);
 /// The TSC frequency of this vCPU in kHz.
 Result<std::uint32_t> tsc_khz(int vcpu_fd);
+/// Pure: whether a guest whose TSC runs at `guest_khz` can run where it runs at `host_khz`. Two hosts of one model differ
+/// by some kHz, which their calibration gives them; more than that needs scaling.
+bool tsc_khz_fits(std::uint32_t guest_khz, std::uint32_t host_khz, bool scaling);
+/// KVM_SET_TSC_KHZ, before the vCPU runs.
+Status set_tsc_khz(int vcpu_fd, std::uint32_t khz);
 
 /// Saves a parked vCPU whose last exit has been completed. Thread: the vCPU's own.
 Result<v1::VcpuState> save_vcpu(int vcpu_fd, const KvmFeatures& features, const VcpuProfile& profile);
-/// Loads it into a fresh vCPU whose CPUID is already set. kInvalidArgument for a structure of the wrong size.
-/// The TSC comes later, with the clocks (clock.h). Thread: the vCPU's own.
+/// Loads it into a vCPU that has not run, whose CPUID and TSC are already set: a TSC deadline is armed against the TSC
+/// of that moment. Sizes have been checked (state_check.h). kFailedPrecondition for an MSR that this host cannot set.
+/// Thread: the vCPU's own.
 Status load_vcpu(int vcpu_fd, const KvmFeatures& features, const v1::VcpuState& state);
 
 Result<std::uint64_t> get_tsc_offset(int vcpu_fd);

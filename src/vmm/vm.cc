@@ -12,6 +12,21 @@ namespace {
 constexpr std::uint64_t kIdentityMapAddress = 0xFFFBC000;
 constexpr std::uint64_t kTssAddress = 0xFFFBD000;
 
+// So that KVM_GET_VCPU_EVENTS tells a pending exception from an injected one, and shows a pending triple fault.
+Status enable_exact_events(int vm_fd, const KvmFeatures& features) {
+  kvm_enable_cap enable{};
+  enable.args[0] = 1;
+  if (features.exception_payload) {
+    enable.cap = KVM_CAP_EXCEPTION_PAYLOAD;
+    FVMM_TRY(kvm_ioctl(vm_fd, KVM_ENABLE_CAP, "KVM_ENABLE_CAP(EXCEPTION_PAYLOAD)", &enable));
+  }
+  if (features.triple_fault_event) {
+    enable.cap = KVM_CAP_X86_TRIPLE_FAULT_EVENT;
+    FVMM_TRY(kvm_ioctl(vm_fd, KVM_ENABLE_CAP, "KVM_ENABLE_CAP(X86_TRIPLE_FAULT_EVENT)", &enable));
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Vm>> Vm::create(const VmShape& shape, VmStopped on_stopped) {
@@ -35,7 +50,10 @@ Vm::Vm(Kvm kvm, VmShape shape, UniqueFd fd, std::unique_ptr<memory::GuestMemory>
   environment_.ports = &ports_;
   environment_.mmio = &mmio_;
   environment_.memory = memory_.get();
-  environment_.on_stop = [this](unsigned, const VcpuStop& stop) { on_stopped_(stop); };
+  environment_.reset_requested = &reset_requested_;
+  environment_.on_stop = [this](unsigned, const VcpuStop& stop) {
+    if (!stopped_.exchange(true)) on_stopped_(stop);  // the first vCPU's reason; the others follow it
+  };
 }
 
 Vm::~Vm() = default;
@@ -50,6 +68,7 @@ Status Vm::build() {
     enable.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
     FVMM_TRY(kvm_ioctl(fd, KVM_ENABLE_CAP, "KVM_ENABLE_CAP(MANUAL_DIRTY_LOG_PROTECT2)", &enable));
   }
+  FVMM_TRY(enable_exact_events(fd, kvm_.features()));
   std::uint64_t identity = kIdentityMapAddress;
   FVMM_TRY(kvm_ioctl(fd, KVM_SET_IDENTITY_MAP_ADDR, "KVM_SET_IDENTITY_MAP_ADDR", &identity));
   FVMM_TRY(kvm_ioctl(fd, KVM_SET_TSS_ADDR, "KVM_SET_TSS_ADDR", static_cast<unsigned long>(kTssAddress)));
@@ -61,7 +80,7 @@ Status Vm::build() {
   for (unsigned i = 0; i < shape_.vcpus; ++i) {
     vcpus_.push_back(FVMM_TRY(Vcpu::create(fd, i, kvm_.features(), environment_)));
   }
-  tsc_khz_ = FVMM_TRY(vmm::tsc_khz(vcpus_[0]->fd()));
+  host_tsc_khz_ = tsc_khz_ = FVMM_TRY(vmm::tsc_khz(vcpus_[0]->fd()));
   dirty_log_ = std::make_unique<DirtyLog>(fd, memory_->layout(), kvm_.features().manual_dirty_log);
   tracker_ = std::make_unique<memory::DirtyTracker>(memory_->layout().pages(), dirty_log_.get(),
                                                     memory_->device_marks());
@@ -88,9 +107,7 @@ Status Vm::attach_devices(devices::SerialOutput::Options serial_log) {
   serial_output_ = FVMM_TRY(devices::SerialOutput::create(std::move(serial_log)), "serial log");
   com1_irq_ = std::make_unique<KvmIrqLine>(fd_.get(), devices::kCom1Irq);
   serial_ = std::make_unique<devices::Serial>("com1", *com1_irq_, *serial_output_);
-  i8042_ = std::make_unique<devices::I8042>([this] {
-    on_stopped_(VcpuStop{VcpuStop::Kind::kReset, "the guest pulled the reset line"});
-  });
+  i8042_ = std::make_unique<devices::I8042>([this] { reset_requested_ = true; });
   ports_.add(devices::kCom1Base, devices::kUartPorts, *serial_);
   i8042_->attach(ports_);
   return {};
@@ -101,10 +118,10 @@ std::size_t Vm::serial_input(std::span<const std::byte> bytes) {
   return serial_ ? serial_->push_input(bytes) : 0;
 }
 
-Status Vm::on_each_vcpu(const std::function<Status(Vcpu&)>& function) {
+Status Vm::on_each_vcpu(const std::function<Status(Vcpu&)>& function, unsigned first, unsigned end) {
   std::vector<Vcpu::Answer> answers;
-  answers.reserve(vcpus_.size());
   for (auto& vcpu : vcpus_) {
+    if (vcpu->index() < first || vcpu->index() >= end) continue;
     answers.push_back(vcpu->call([&function, &vcpu] { return function(*vcpu); }));
   }
   Status status;
@@ -154,24 +171,37 @@ Status Vm::resume() {
     answers.push_back(vcpu->run());
   }
   const Deadline deadline = Deadline::after(kParkWait);
-  for (auto& answer : answers) FVMM_TRY(Vcpu::wait(answer, deadline), "resume");
+  for (auto& answer : answers) {
+    const Status runs = Vcpu::wait(answer, deadline);
+    if (runs) continue;
+    paused_ = park_all().ok();  // else a later pause tries again
+    return Error(runs.error()).with("resume");
+  }
   paused_ = false;
   return {};
 }
 
 Status Vm::pause() {
   if (paused_) return {};
-  std::vector<Vcpu::Answer> answers;
-  for (auto& vcpu : vcpus_) answers.push_back(vcpu->park());
-  const Deadline deadline = Deadline::after(kParkWait);
-  for (auto& answer : answers) {
-    const Status parked = Vcpu::wait(answer, deadline);
-    if (parked) continue;
+  const Status parked = park_all();
+  if (!parked) {
     for (auto& vcpu : vcpus_) (void)vcpu->run();  // follows the park in each mailbox: nobody is left frozen
     return Error(parked.error()).with("pause");
   }
   paused_ = true;
   return {};
+}
+
+Status Vm::park_all() {
+  std::vector<Vcpu::Answer> answers;
+  for (auto& vcpu : vcpus_) answers.push_back(vcpu->park());
+  const Deadline deadline = Deadline::after(kParkWait);
+  Status status;
+  for (auto& answer : answers) {
+    Status one = Vcpu::wait(answer, deadline);
+    if (!one && status) status = std::move(one);
+  }
+  return status;
 }
 
 Result<Vm::PauseGuard> Vm::PauseGuard::take(Vm& vm) {

@@ -4,6 +4,7 @@
 // Owner: the worker's VM thread, or the migration that took it by move. Every method is the owner's.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -59,18 +60,25 @@ class Vm {
   Status attach_devices(devices::SerialOutput::Options serial_log);
   /// CPUID of every vCPU. Once, before boot() or load_state().
   Status set_cpu(const CpuidTable& table);
+  /// The guest's TSC frequency, which starts as the host's. Before load_state(), so that a frequency that this host
+  /// cannot give is refused before any pause: kFailedPrecondition. load_state() would do it, too.
+  Status set_tsc_khz(std::uint32_t khz);
   /// Kernel into memory (which the owner has mapped), first vCPU to its entry.
   Status boot(const BootRequest& request);
 
-  /// First entry or the end of a pause. Answers when every vCPU thread is about to enter KVM_RUN.
+  /// First entry or the end of a pause. Answers when every vCPU thread is about to enter KVM_RUN. On an error (a vCPU
+  /// has stopped for good) everything is parked again.
   Status resume();
   /// Parks every vCPU; a second pause is fine. kDeadlineExceeded leaves them running or parking.
   Status pause();
   [[nodiscard]] bool paused() const { return paused_; }
 
-  /// vCPUs, irqchip, PIT, clock and devices. FVMM_CHECKs that the VM is paused.
+  /// vCPUs, irqchip, PIT, clock and devices. FVMM_CHECKs that the VM is paused. kFailedPrecondition when the guest has
+  /// stopped by itself.
   Result<v1::MachineState> save_state();
-  /// Into a VM that has never run, with CPU set and devices attached. kInvalidArgument, kFailedPrecondition.
+  /// Into a VM that has never run, with CPU set and devices attached. A state of the wrong form changes nothing
+  /// (check_state() in state_check.h). Errors after that, when KVM refuses a value, leave a VM that only another
+  /// load_state() makes fit to run.
   Status load_state(const v1::MachineState& state);
 
   [[nodiscard]] memory::GuestMemory& memory() { return *memory_; }
@@ -87,10 +95,18 @@ class Vm {
   Vm(Kvm kvm, VmShape shape, UniqueFd fd, std::unique_ptr<memory::GuestMemory> memory, VmStopped on_stopped);
   Status build();
   Status add_memslots();
-  Status on_each_vcpu(const std::function<Status(Vcpu&)>& function);
+  struct TscPlace {
+    bool by_offset = false;
+    std::uint64_t value = 0;  // the offset, else the TSC itself
+  };
+  /// On the threads of vCPUs [first, end), at once; the first error.
+  Status on_each_vcpu(const std::function<Status(Vcpu&)>& function, unsigned first = 0, unsigned end = kVcpusMax);
+  Status park_all();
   Status save_irqchip(v1::MachineState& state);
   Status load_irqchip(const v1::MachineState& state);
-  Status load_clocks(const v1::MachineState& state);
+  Status save_clocks(v1::MachineState& state);
+  Status load_vcpus(const v1::MachineState& state);
+  Result<TscPlace> place_tsc(Vcpu& first, const v1::MachineState& state);
 
   Kvm kvm_;
   VmShape shape_;
@@ -107,9 +123,13 @@ class Vm {
   std::unique_ptr<devices::I8042> i8042_;
   VcpuEnvironment environment_;
   CpuidTable cpuid_;
-  std::uint32_t tsc_khz_ = 0;
+  std::uint32_t host_tsc_khz_ = 0;
+  std::uint32_t tsc_khz_ = 0;  // the guest's
+  bool tsc_scaled_ = false;
   VcpuProfile profile_;
   bool paused_ = true;
+  std::atomic<bool> stopped_{false};          // by the guest itself, for good; set on a vCPU's thread
+  std::atomic<bool> reset_requested_{false};  // the i8042's reset line
   std::vector<std::unique_ptr<Vcpu>> vcpus_;  // last: their threads end before what they use
 };
 

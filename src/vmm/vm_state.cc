@@ -1,17 +1,16 @@
-// Vm::save_state and load_state: the order in which a machine's parts go out of KVM and come back.
+// Vm::save_state and load_state: the order in which a machine's parts go out of KVM and come back. docs/vmm.md has it
+// with its reasons.
 #include <fmt/format.h>
 
 #include <cstring>
 
 #include "base/check.h"
 #include "vmm/clock.h"
+#include "vmm/state_check.h"
 #include "vmm/vm.h"
 
 namespace fvmm::vmm {
 namespace {
-
-constexpr std::uint32_t kMachineVersion = 1;
-static_assert(sizeof(kvm_irqchip) == 520 && sizeof(kvm_pit_state2) == 112);
 
 Result<std::string> get_chip(int vm_fd, std::uint32_t chip_id) {
   kvm_irqchip chip{};
@@ -22,21 +21,52 @@ Result<std::string> get_chip(int vm_fd, std::uint32_t chip_id) {
 
 Status set_chip(int vm_fd, std::uint32_t chip_id, const std::string& bytes) {
   kvm_irqchip chip{};
-  if (bytes.size() != sizeof chip) {
-    return Error(Errc::kInvalidArgument, fmt::format("irqchip {} state of {} bytes", chip_id, bytes.size()));
-  }
+  FVMM_CHECK(bytes.size() == sizeof chip, "check_state() has seen the size");
   std::memcpy(&chip, bytes.data(), sizeof chip);
   chip.chip_id = chip_id;
   FVMM_TRY(kvm_ioctl(vm_fd, KVM_SET_IRQCHIP, "KVM_SET_IRQCHIP", &chip));
   return {};
 }
 
+std::int64_t monotonic_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+std::uint64_t realtime_ns() { return static_cast<std::uint64_t>(system_clock().realtime_ns()); }
+
+/// One reading of a vCPU's TSC, and the realtime of the same instant.
+struct TscReading {
+  std::uint64_t tsc = 0;
+  std::uint64_t realtime_ns = 0;
+};
+
+// The realtime before and after must be close, or the thread was interrupted in between and the pair is worth less.
+Result<TscReading> read_tsc(int vcpu_fd) {
+  constexpr int kTriesMax = 5;
+  constexpr std::uint64_t kCloseNs = 20'000;
+  TscReading best;
+  std::uint64_t best_width = ~std::uint64_t{0};
+  for (int i = 0; i < kTriesMax && best_width > kCloseNs; ++i) {
+    const std::uint64_t before = realtime_ns();
+    const std::uint64_t tsc = FVMM_TRY(get_tsc(vcpu_fd));
+    const std::uint64_t width = realtime_ns() - before;
+    if (width >= best_width) continue;
+    best = {.tsc = tsc, .realtime_ns = before + width / 2};
+    best_width = width;
+  }
+  return best;
+}
+
 }  // namespace
 
 Result<v1::MachineState> Vm::save_state() {
   FVMM_CHECK(paused_, "state is saved only while the vCPUs are parked");
+  if (stopped_) {
+    return Error(Errc::kFailedPrecondition, "the guest has stopped by itself: there is no state to go on from");
+  }
   v1::MachineState state;
-  state.set_version(kMachineVersion);
+  state.set_version(kMachineStateVersion);
   std::vector<v1::VcpuState> vcpus(vcpus_.size());
   FVMM_TRY(on_each_vcpu([&](Vcpu& vcpu) -> Status {
     vcpus[vcpu.index()] = FVMM_TRY(save_vcpu(vcpu.fd(), kvm_.features(), profile_));
@@ -46,7 +76,7 @@ Result<v1::MachineState> Vm::save_state() {
   vcpus[0].set_cpuid(pack_cpuid(cpuid_));
   for (auto& vcpu : vcpus) *state.add_vcpus() = std::move(vcpu);
   FVMM_TRY(save_irqchip(state), "save interrupt controllers");
-  *state.mutable_clock() = FVMM_TRY(save_clock(fd_.get()));
+  FVMM_TRY(save_clocks(state), "save clocks");
   for (const devices::NamedState& device : ports_.save_all()) {
     v1::DeviceStateRecord* record = state.add_devices();
     record->set_id(device.id);
@@ -62,8 +92,24 @@ Status Vm::save_irqchip(v1::MachineState& state) {
   state.set_irqchip_ioapic(FVMM_TRY(get_chip(fd_.get(), KVM_IRQCHIP_IOAPIC)));
   kvm_pit_state2 pit{};
   FVMM_TRY(kvm_ioctl(fd_.get(), KVM_GET_PIT2, "KVM_GET_PIT2", &pit));
+  const std::int64_t now = monotonic_ns();
+  for (kvm_pit_channel_state& channel : pit.channels) channel.count_load_time = pit_age_ns(channel.count_load_time, now);
   state.set_pit2(&pit, sizeof pit);
   return {};
+}
+
+// The TSC at the very instant of the clocks' reading. Where the kernel does not name that instant, the TSC is read
+// again, so that it is not older than what the realtime says.
+Status Vm::save_clocks(v1::MachineState& state) {
+  *state.mutable_clock() = FVMM_TRY(save_clock(fd_.get()));
+  if (state.clock().host_tsc() != 0 && profile_.tsc_offset && !tsc_scaled_) {
+    for (v1::VcpuState& vcpu : *state.mutable_vcpus()) vcpu.set_guest_tsc(state.clock().host_tsc() + vcpu.tsc_offset());
+    return {};
+  }
+  return on_each_vcpu([&](Vcpu& vcpu) -> Status {
+    state.mutable_vcpus(static_cast<int>(vcpu.index()))->set_guest_tsc(FVMM_TRY(get_tsc(vcpu.fd())));
+    return {};
+  });
 }
 
 Status Vm::load_irqchip(const v1::MachineState& state) {
@@ -71,29 +117,26 @@ Status Vm::load_irqchip(const v1::MachineState& state) {
   FVMM_TRY(set_chip(fd_.get(), KVM_IRQCHIP_PIC_SLAVE, state.irqchip_pic_slave()));
   FVMM_TRY(set_chip(fd_.get(), KVM_IRQCHIP_IOAPIC, state.irqchip_ioapic()));
   kvm_pit_state2 pit{};
-  if (state.pit2().size() != sizeof pit) {
-    return Error(Errc::kInvalidArgument, fmt::format("PIT state of {} bytes", state.pit2().size()));
-  }
   std::memcpy(&pit, state.pit2().data(), sizeof pit);
+  const std::uint64_t passed = passed_ns(state.clock(), realtime_ns());
+  const std::int64_t now = monotonic_ns();
+  for (kvm_pit_channel_state& channel : pit.channels) {
+    channel.count_load_time = pit_load_time_ns(channel.count_load_time, passed, now);
+  }
   FVMM_TRY(kvm_ioctl(fd_.get(), KVM_SET_PIT2, "KVM_SET_PIT2", &pit));
   return {};
 }
 
 Status Vm::load_state(const v1::MachineState& state) {
   FVMM_CHECK(paused_ && serial_ && !cpuid_.empty(), "state goes into a paused VM with CPU and devices");
-  if (state.version() != kMachineVersion) {
-    return Error(Errc::kFailedPrecondition,
-                 fmt::format("machine state version {}, this build reads {}", state.version(), kMachineVersion));
-  }
-  if (static_cast<std::size_t>(state.vcpus_size()) != vcpus_.size()) {
-    return Error(Errc::kInvalidArgument,
-                 fmt::format("state of {} vCPUs for a VM of {}", state.vcpus_size(), vcpus_.size()));
-  }
+  FVMM_TRY(check_state(state, {.vcpus = vcpus_.size(),
+                               .xsave_bytes = kvm_.features().xsave_bytes,
+                               .sregs2 = kvm_.features().sregs2,
+                               .cpuid = pack_cpuid(cpuid_)}));
+  if (state.vcpus(0).tsc_khz() != tsc_khz_) FVMM_TRY(set_tsc_khz(state.vcpus(0).tsc_khz()));
+  FVMM_TRY(load_vcpus(state), "load vCPUs");
+  // After the APICs: loading the IOAPIC delivers what it holds. Before the devices, which drive their lines.
   FVMM_TRY(load_irqchip(state), "load interrupt controllers");
-  FVMM_TRY(on_each_vcpu([&](Vcpu& vcpu) {
-    return load_vcpu(vcpu.fd(), kvm_.features(), state.vcpus(static_cast<int>(vcpu.index())));
-  }), "load vCPUs");
-  FVMM_TRY(load_clocks(state), "load clocks");
   std::vector<devices::NamedState> records;
   for (const v1::DeviceStateRecord& record : state.devices()) {
     const auto bytes = std::as_bytes(std::span(record.bytes()));
@@ -102,25 +145,48 @@ Status Vm::load_state(const v1::MachineState& state) {
   return ports_.load_all(records);
 }
 
-// One TSC value for all vCPUs: the first one's, so that they stay in step.
-Status Vm::load_clocks(const v1::MachineState& state) {
-  const v1::VcpuState& first = state.vcpus(0);
-  if (first.tsc_khz() != tsc_khz_) {
+Status Vm::set_tsc_khz(std::uint32_t khz) {
+  if (khz == tsc_khz_) return {};
+  if (!tsc_khz_fits(khz, host_tsc_khz_, kvm_.features().tsc_scaling)) {
     return Error(Errc::kFailedPrecondition,
-                 fmt::format("the guest's TSC runs at {} kHz, this host's at {} kHz, and KVM here cannot scale it",
-                             first.tsc_khz(), tsc_khz_));
+                 fmt::format("the guest's TSC runs at {} kHz, this host's at {} kHz, and KVM here cannot scale it", khz,
+                             host_tsc_khz_));
   }
-  const std::string boot_id = FVMM_TRY(read_boot_id());
-  const TscPlan plan = plan_tsc(state.clock(), first.guest_tsc(), first.tsc_khz(), boot_id,
-                                static_cast<std::uint64_t>(system_clock().realtime_ns()));
+  FVMM_TRY(on_each_vcpu([&](Vcpu& vcpu) { return vmm::set_tsc_khz(vcpu.fd(), khz); }), "set TSC frequency");
+  tsc_khz_ = khz;
+  tsc_scaled_ = !tsc_khz_fits(khz, host_tsc_khz_, false);
+  return {};
+}
+
+// kvmclock first, then the TSC (Linux Documentation/virt/kvm/devices/vcpu.rst, KVM_VCPU_TSC_OFFSET), then the rest: a
+// TSC deadline is armed, and a wall clock written, against the clocks of that moment. All vCPUs get the first one's TSC,
+// so that they stay in step to the tick.
+Status Vm::load_vcpus(const v1::MachineState& state) {
+  FVMM_TRY(load_clock(fd_.get(), kvm_.features(), state.clock()), "load clock");
+  TscPlace tsc;
+  const auto load = [&](Vcpu& vcpu) -> Status {
+    FVMM_TRY(tsc.by_offset ? set_tsc_offset(vcpu.fd(), tsc.value) : set_tsc(vcpu.fd(), tsc.value), "set TSC");
+    return load_vcpu(vcpu.fd(), kvm_.features(), state.vcpus(static_cast<int>(vcpu.index())));
+  };
   FVMM_TRY(on_each_vcpu([&](Vcpu& vcpu) -> Status {
-    if (plan.keep_offset && profile_.tsc_offset) return set_tsc_offset(vcpu.fd(), first.tsc_offset());
-    if (!profile_.tsc_offset) return set_tsc(vcpu.fd(), plan.guest_tsc);
-    const std::uint64_t offset = FVMM_TRY(get_tsc_offset(vcpu.fd()));
-    const std::uint64_t now = FVMM_TRY(get_tsc(vcpu.fd()));
-    return set_tsc_offset(vcpu.fd(), offset + (plan.guest_tsc - now));
-  }));
-  return load_clock(fd_.get(), state.clock());
+    tsc = FVMM_TRY(place_tsc(vcpu, state), "plan TSC");
+    return load(vcpu);
+  }, 0, 1));
+  return on_each_vcpu(load, 1);
+}
+
+Result<Vm::TscPlace> Vm::place_tsc(Vcpu& first, const v1::MachineState& state) {
+  const v1::VcpuState& saved = state.vcpus(0);
+  const bool by_offset = profile_.tsc_offset;
+  // Without offsets on either side nothing can be kept: no boot has an empty id.
+  const std::string boot_id = by_offset && saved.tsc_offset() != 0 ? FVMM_TRY(read_boot_id()) : std::string();
+  const std::uint64_t host_tsc = FVMM_TRY(save_clock(fd_.get())).host_tsc();
+  const TscReading now = FVMM_TRY(read_tsc(first.fd()));
+  const TscPlan plan = plan_tsc(state.clock(), saved.guest_tsc(), saved.tsc_khz(), boot_id,
+                                host_tsc != 0 ? host_tsc : state.clock().host_tsc(), now.realtime_ns);
+  if (plan.keep_offset) return TscPlace{.by_offset = true, .value = saved.tsc_offset()};
+  if (!by_offset) return TscPlace{.by_offset = false, .value = plan.guest_tsc};
+  return TscPlace{.by_offset = true, .value = FVMM_TRY(get_tsc_offset(first.fd())) + plan.guest_tsc - now.tsc};
 }
 
 }  // namespace fvmm::vmm

@@ -151,8 +151,12 @@ class FakeMigration {
     EXPECT_TRUE(result_.error().empty()) << result_.error();
     EXPECT_FALSE(source_runs());
     EXPECT_NE(peer_disk().outcome(), v1::OUTCOME_REFUSED);
-    if (scenario_.source_failing_writes.empty()) EXPECT_EQ(source_disk_->outcome(), v1::OUTCOME_STARTED);
-    if (scenario_.destination_failing_writes.empty()) EXPECT_EQ(peer_disk().outcome(), v1::OUTCOME_STARTED);
+    if (scenario_.source_failing_writes.empty()) {
+      EXPECT_EQ(source_disk_->outcome(), v1::OUTCOME_STARTED);
+    }
+    if (scenario_.destination_failing_writes.empty()) {
+      EXPECT_EQ(peer_disk().outcome(), v1::OUTCOME_STARTED);
+    }
     ASSERT_TRUE(destination_runs());
     expect_same_guest();
   }
@@ -169,7 +173,9 @@ class FakeMigration {
     if (scenario_.destination_failing_writes.empty() && peer_disk().outcome()) {
       EXPECT_EQ(peer_disk().outcome(), v1::OUTCOME_REFUSED);
     }
-    if (!peer_->killed() && peer_->session()) EXPECT_TRUE(peer_->error()) << "the destination has a reason as well";
+    if (!peer_->killed() && peer_->session()) {
+      EXPECT_TRUE(peer_->error()) << "the destination has a reason as well";
+    }
   }
   /// The source is frozen as it was at its pause: the destination must equal it, byte by byte.
   void expect_same_guest() {

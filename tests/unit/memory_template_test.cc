@@ -247,17 +247,17 @@ TEST_F(Template, RemoveLeavesForeignDirectoriesAlone) {
 
 TEST_F(Template, PinnedTemplateCannotBeRemoved) {
   ASSERT_TRUE(store_template(store, wanted_template("web"), test_memory(1)).ok());
-  EXPECT_EQ(store.find("web")->pins, 0U);
+  EXPECT_EQ(store.show("web")->pins, 0U);
   {
     const auto first = *OpenTemplate::open(store.directory() / "web");
     const auto second = *OpenTemplate::open(store.directory() / "web");
-    EXPECT_EQ(store.find("web")->pins, 2U);
+    EXPECT_EQ(store.show("web")->pins, 2U);
     const Status removed = store.remove("web");
     ASSERT_FALSE(removed.ok());
     EXPECT_EQ(removed.error().code(), Errc::kFailedPrecondition);
     EXPECT_NE(removed.error().message().find("in use by 2"), std::string::npos) << removed.error().message();
   }
-  EXPECT_EQ(store.find("web")->pins, 0U);
+  EXPECT_EQ(store.show("web")->pins, 0U);
   EXPECT_TRUE(store.remove("web").ok());
 }
 

@@ -1,0 +1,152 @@
+// Migrations that succeed, between two real daemons: the guest verifies its whole memory wherever it arrives.
+#include "tests/support/daemons.h"
+
+namespace fvmm::test {
+namespace {
+
+constexpr double kGuestPages = 64 * 256;  // of a guest of 64 MiB
+
+/// Two hosts, and VM "web" running on A.
+class DaemonMigrate : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    FVMM_NEEDS_KVM();
+    a_ = &cluster_.add("A");
+    b_ = &cluster_.add("B");
+    ASSERT_TRUE(boot_workload(*a_, "web"));
+  }
+  void TearDown() override {
+    if (a_ != nullptr) EXPECT_TRUE(cluster_.at_most_one_runs("web"));
+  }
+  Ctl migrate(Host& from, Host& to, std::vector<std::string> words) {
+    words.insert(words.begin(), {"migrate", "web", "--to", to.listen()});
+    return from.ctl(words);
+  }
+  void expect_moved(Host& from, Host& to) {
+    EXPECT_EQ(to.state("web"), "running");
+    EXPECT_EQ(from.state("web"), "moved");
+    EXPECT_EQ(Host::text(from.vm("web"), "moved_to"), to.listen());
+    EXPECT_TRUE(from.workers().empty()) << "its worker ended with the VM";
+    EXPECT_TRUE(to.verified_after_now("web"));
+  }
+
+  Cluster cluster_;
+  Host* a_ = nullptr;
+  Host* b_ = nullptr;
+};
+
+TEST_F(DaemonMigrate, SuspendMovesTheDeltaAndReportsEveryFigure) {
+  ASSERT_TRUE(share_template(*a_, *b_, "web", "base"));
+  ASSERT_TRUE(a_->next_heartbeat("web"));  // it has written since
+  const auto id = Host::text(a_->vm("web").at("config").as_object(), "id");
+
+  const Ctl moved = migrate(*a_, *b_, {"--mode", "suspend"});
+
+  ASSERT_EQ(moved.code, 0) << moved;
+  EXPECT_EQ(moved.text("result"), "completed");
+  EXPECT_EQ(moved.text("mode"), "suspend");
+  EXPECT_EQ(moved.text("template"), "base");
+  EXPECT_EQ(moved.number("generation"), 1);
+  EXPECT_EQ(moved.number("rounds"), 0);
+  EXPECT_GT(moved.number("pages_sent"), 0);
+  EXPECT_LT(moved.number("pages_sent"), kGuestPages / 2) << "only what differs from the template travels";
+  EXPECT_GT(moved.number("bytes_sent"), 4096);
+  EXPECT_GT(moved.number("downtime_ms"), 0);
+  EXPECT_GT(moved.number("setup_ms"), 0);
+  EXPECT_GE(moved.number("duration_ms"), moved.number("setup_ms") + moved.number("downtime_ms"));
+  ASSERT_TRUE(moved.at("phases").is_object()) << moved;
+  const auto& phases = moved.at("phases").as_object();
+  for (const auto* phase : {"setup", "pause", "save", "harvest", "pages", "state", "prepare", "commit", "settle"}) {
+    EXPECT_TRUE(phases.contains(phase)) << phase << " is missing\n" << moved;
+  }
+  expect_moved(*a_, *b_);
+  EXPECT_EQ(Host::text(b_->vm("web").at("config").as_object(), "id"), id) << "a migrated VM is the same VM";
+}
+
+TEST_F(DaemonMigrate, PrecopyMovesEverythingOverOneAndOverFourConnections) {
+  const Ctl there = migrate(*a_, *b_, {"--mode", "precopy", "--connections", "4", "--max-downtime", "200ms"});
+  ASSERT_EQ(there.code, 0) << there;
+  EXPECT_EQ(there.text("mode"), "precopy");
+  EXPECT_EQ(there.text("template"), "");
+  EXPECT_GE(there.number("rounds"), 1);
+  EXPECT_GE(there.number("pages_sent"), kGuestPages);
+  expect_moved(*a_, *b_);
+
+  const Ctl back = migrate(*b_, *a_, {"--mode", "precopy", "--connections", "1", "--max-downtime", "200ms"});
+  ASSERT_EQ(back.code, 0) << back;
+  EXPECT_GE(back.number("pages_sent"), kGuestPages);
+  expect_moved(*b_, *a_);
+}
+
+TEST_F(DaemonMigrate, SuspendGoesThereAndBackAndThereAgain) {
+  ASSERT_TRUE(share_template(*a_, *b_, "web", "base"));
+  double token = 0;
+  for (int leg = 0; leg < 3; ++leg) {
+    SCOPED_TRACE(leg);
+    Host& from = leg % 2 == 0 ? *a_ : *b_;
+    Host& to = leg % 2 == 0 ? *b_ : *a_;
+    const Ctl moved = migrate(from, to, {"--mode", "suspend", "--connections", leg == 1 ? "4" : "1"});
+    ASSERT_EQ(moved.code, 0) << moved;
+    EXPECT_EQ(moved.text("template"), "base");
+    expect_moved(from, to);
+    const double now = to.vm("web").at("fencing_token").to_number<double>();
+    EXPECT_GT(now, token) << "each hand-over makes a newer right to run";
+    token = now;
+  }
+}
+
+TEST_F(DaemonMigrate, AutoPicksByTheTemplateAndSaysWhy) {
+  const Ctl whole = migrate(*a_, *b_, {"--max-downtime", "200ms"});
+  ASSERT_EQ(whole.code, 0) << whole;
+  EXPECT_EQ(whole.text("mode"), "precopy");
+  EXPECT_NE(whole.text("why_mode").find("no template"), std::string::npos) << whole;
+  ASSERT_TRUE(share_template(*b_, *a_, "web", "base"));
+
+  const Ctl delta = migrate(*b_, *a_, {"--mode", "auto"});
+  ASSERT_EQ(delta.code, 0) << delta;
+  EXPECT_EQ(delta.text("mode"), "suspend");
+  EXPECT_NE(delta.text("why_mode").find("template"), std::string::npos) << delta;
+  expect_moved(*b_, *a_);
+}
+
+TEST_F(DaemonMigrate, PausedGuestArrivesPausedAndGoesOnWhenResumed) {
+  ASSERT_EQ(a_->ctl({"vm", "pause", "web"}).code, 0);
+  for (const auto* mode : {"suspend", "precopy"}) {
+    SCOPED_TRACE(mode);
+    Host& from = a_->state("web") == "paused" ? *a_ : *b_;
+    Host& to = &from == a_ ? *b_ : *a_;
+    const Ctl moved = migrate(from, to, {"--mode", mode});
+    ASSERT_EQ(moved.code, 0) << moved;
+    EXPECT_EQ(to.state("web"), "paused");
+    EXPECT_EQ(from.state("web"), "moved");
+    EXPECT_EQ(cluster_.runners("web"), 0);
+  }
+  ASSERT_EQ(a_->state("web"), "paused");
+  const std::string written = a_->serial("web");
+  ASSERT_EQ(a_->ctl({"vm", "resume", "web"}).code, 0);
+  EXPECT_TRUE(a_->verified_after_now("web"));
+  EXPECT_EQ(a_->state("web"), "running");
+  EXPECT_EQ(a_->serial("web").substr(0, written.size()), written);
+}
+
+TEST_F(DaemonMigrate, PausedGuestStaysPausedWhenTheMigrationFails) {
+  ASSERT_EQ(a_->ctl({"vm", "pause", "web"}).code, 0);
+  const Ctl failed = migrate(*a_, *b_, {"--mode", "suspend", "--test-hook", "fail:prepared"});
+  EXPECT_EQ(failed.code, 1) << failed;
+  EXPECT_EQ(a_->state("web"), "paused");
+  ASSERT_EQ(a_->ctl({"vm", "resume", "web"}).code, 0);
+  EXPECT_TRUE(a_->verified_after_now("web"));
+}
+
+TEST_F(DaemonMigrate, VmThatMovedCannotBeStartedHereAndMayBeRemoved) {
+  ASSERT_EQ(migrate(*a_, *b_, {"--mode", "suspend"}).code, 0);
+  const Ctl started = a_->ctl({"vm", "start", "web"});
+  EXPECT_EQ(started.code, 1) << started;
+  EXPECT_NE(started.err.find(b_->listen()), std::string::npos) << "says where it runs\n" << started;
+  EXPECT_EQ(a_->ctl({"vm", "rm", "web"}).code, 0);
+  EXPECT_EQ(a_->state("web"), "");
+  EXPECT_TRUE(b_->verified_after_now("web")) << "removing the record here touches nothing there";
+}
+
+}  // namespace
+}  // namespace fvmm::test
