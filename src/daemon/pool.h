@@ -28,7 +28,7 @@ class WorkerPool {
  public:
   struct Options {
     unsigned per_recent_shape = 1;     // at most kWarmWorkersMax
-    std::map<Shape, unsigned> always;  // kept whether used or not
+    std::map<Shape, unsigned> always{};  // kept whether used or not
     std::chrono::milliseconds quiet = kReplenishQuiet;
   };
   struct Taken {

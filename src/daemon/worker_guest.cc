@@ -126,11 +126,7 @@ Result<std::unique_ptr<migration::Guest>> Worker::make_replica(const v1::WorkerR
   }
   std::unique_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(hello.vm()));
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())));
-  if (hello.cpu().tsc_khz() != vm->tsc_khz()) {
-    return Error(Errc::kFailedPrecondition,
-                 fmt::format("the guest's TSC runs at {} kHz, this host's at {} kHz, and KVM here cannot scale it",
-                             hello.cpu().tsc_khz(), vm->tsc_khz()));
-  }
+  FVMM_TRY(vm->set_tsc_khz(hello.cpu().tsc_khz()));
   FVMM_TRY(dress(*vm, request.vm_directory(), cpu));
   FVMM_TRY(pin ? vm->memory().map_private(pin->memory_file()) : vm->memory().map_zero());
   return wrap(std::move(vm), hello.vm(), hello.fencing_token(), std::move(pin));

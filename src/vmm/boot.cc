@@ -3,6 +3,7 @@
 #include <elf.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <optional>
@@ -93,8 +94,8 @@ Status load_segment(memory::GuestMemory& memory, std::span<const std::byte> file
                              segment.p_paddr, segment.p_paddr + segment.p_memsz));
   }
   if (segment.p_paddr < kLowReservedEnd) {
-    return Error(Errc::kInvalidArgument, fmt::format("segment at {:#x} is below 1 MiB, where the boot data lies",
-                                                     segment.p_paddr));
+    return Error(Errc::kInvalidArgument,
+                 fmt::format("segment at {:#x} is below 1 MiB, where the boot data lies", segment.p_paddr));
   }
   return memory.write(segment.p_paddr, file.subspan(segment.p_offset, segment.p_filesz));
 }
@@ -114,27 +115,34 @@ Result<LoadedKernel> load_kernel(memory::GuestMemory& memory, const std::string&
   }
   std::optional<std::uint32_t> entry;
   std::uint64_t end = 0;
+  std::vector<Elf64_Phdr> loaded;
   for (unsigned i = 0; i < header->e_phnum; ++i) {
     const auto segment = peek<Elf64_Phdr>(file, header->e_phoff + std::uint64_t{i} * sizeof(Elf64_Phdr));
     if (!segment) return bad_kernel(path, "program headers past the end of the file (cut short?)");
     if (segment->p_type == PT_LOAD && segment->p_memsz != 0) {
       FVMM_TRY(load_segment(memory, file, *segment), "kernel " + path);
       end = std::max(end, segment->p_paddr + segment->p_memsz);
+      loaded.push_back(*segment);
     } else if (segment->p_type == PT_NOTE && !entry && segment->p_offset <= file.size()) {
-      entry = find_pvh_entry(file.subspan(segment->p_offset, std::min(segment->p_filesz, file.size() - segment->p_offset)));
+      entry =
+          find_pvh_entry(file.subspan(segment->p_offset, std::min(segment->p_filesz, file.size() - segment->p_offset)));
     }
   }
   if (!entry) return bad_kernel(path, "no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); build Linux with CONFIG_PVH=y");
-  if (*entry >= end) return bad_kernel(path, fmt::format("PVH entry {:#x} is outside its segments", *entry));
+  const bool inside = std::any_of(loaded.begin(), loaded.end(), [&](const Elf64_Phdr& segment) {
+    return *entry >= segment.p_paddr && *entry - segment.p_paddr < segment.p_memsz;
+  });
+  if (!inside) return bad_kernel(path, fmt::format("PVH entry {:#x} is outside its segments", *entry));
   return LoadedKernel{.entry = *entry, .end = end};
 }
 
 // As high as possible below the hole, where no kernel decompresses or grows.
 Result<ModuleEntry> load_initrd(memory::GuestMemory& memory, const std::string& path, std::uint64_t kernel_end) {
   const std::string content = FVMM_TRY(read_file(path, kInitrdBytesMax), "initrd");
+  if (content.empty()) return Error(Errc::kInvalidArgument, fmt::format("initrd {} is empty", path));
   const std::uint64_t top = memory.layout().slot(0).bytes;
   const std::uint64_t size = (content.size() + kPageBytes - 1) / kPageBytes * kPageBytes;
-  if (content.empty() || size > top || top - size < kernel_end) {
+  if (size > top || top - size < kernel_end) {
     return Error(Errc::kResourceExhausted,
                  fmt::format("initrd {} of {} does not fit between the kernel and {}; give the VM more --memory", path,
                              format_bytes(content.size()), format_bytes(top)));

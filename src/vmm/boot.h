@@ -24,9 +24,9 @@ struct BootRequest {
   std::string cmdline;  // at most kCmdlineBytesMax bytes
 };
 
-/// Loads everything. Errors name the file and what is wrong with it: kNotFound, kInvalidArgument (not an ELF, cut short,
-/// no PVH note, outside RAM, command line too long), kResourceExhausted (does not fit).
-/// Source: Xen docs/misc/pvh.pandoc and public/arch-x86/hvm/start_info.h; ELF64.
+/// Loads everything. Errors name the file and what is wrong with it: kNotFound, kInvalidArgument (not an ELF, cut
+/// short, no PVH note, outside RAM, command line too long), kResourceExhausted (does not fit). Source: Xen
+/// docs/misc/pvh.pandoc and public/arch-x86/hvm/start_info.h; ELF64.
 Result<BootEntry> load_pvh(memory::GuestMemory& memory, const BootRequest& request);
 
 /// Registers of the first vCPU at a PVH entry: flat 4 GiB segments, CR0.PE, everything else off.

@@ -71,10 +71,11 @@ std::int64_t pit_age_ns(std::int64_t count_load_time_ns, std::int64_t monotonic_
 }
 
 std::int64_t pit_load_time_ns(std::int64_t age_ns, std::uint64_t passed, std::int64_t monotonic_ns_now) {
-  // The result may lie before this host's boot (negative): KVM only subtracts it from now. Halves keep it from wrapping.
+  // The result may lie before this host's boot (negative): KVM only subtracts it from now. Halves keep it from
+  // wrapping.
   constexpr std::uint64_t kHalf = std::numeric_limits<std::int64_t>::max() / 2;
-  const std::uint64_t age = std::min(static_cast<std::uint64_t>(std::max<std::int64_t>(age_ns, 0)), kHalf / 2) +
-                            std::min(passed, kHalf / 2);
+  const std::uint64_t age =
+      std::min(static_cast<std::uint64_t>(std::max<std::int64_t>(age_ns, 0)), kHalf / 2) + std::min(passed, kHalf / 2);
   return monotonic_ns_now - static_cast<std::int64_t>(age);
 }
 

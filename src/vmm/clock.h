@@ -27,8 +27,8 @@ std::uint64_t passed_ns(const v1::ClockState& saved, std::uint64_t realtime_ns_n
 
 /// Where a guest's TSC must stand now.
 struct TscPlan {
-  bool keep_offset = false;    // same boot: the host TSC went on, so the saved offset is exact
-  std::uint64_t guest_tsc = 0; // else: this value, at `realtime_ns_now`
+  bool keep_offset = false;     // same boot: the host TSC went on, so the saved offset is exact
+  std::uint64_t guest_tsc = 0;  // else: this value, at `realtime_ns_now`
 };
 /// Pure. Same boot and a host TSC that has not gone back (a suspended host starts it anew): keep the offset. Otherwise:
 /// the value at the save plus the real time since, at the guest's frequency.

@@ -55,7 +55,8 @@ std::string code_bytes(int vcpu_fd, const memory::GuestMemory& memory, std::uint
 std::string describe_stop(int vcpu_fd, const memory::GuestMemory& memory, std::string_view reason) {
   kvm_regs r{};
   kvm_sregs s{};
-  if (!kvm_ioctl(vcpu_fd, KVM_GET_REGS, "KVM_GET_REGS", &r) || !kvm_ioctl(vcpu_fd, KVM_GET_SREGS, "KVM_GET_SREGS", &s)) {
+  if (!kvm_ioctl(vcpu_fd, KVM_GET_REGS, "KVM_GET_REGS", &r) ||
+      !kvm_ioctl(vcpu_fd, KVM_GET_SREGS, "KVM_GET_SREGS", &s)) {
     return fmt::format("{} (registers cannot be read)", reason);
   }
   return fmt::format(
@@ -77,19 +78,27 @@ std::optional<VcpuStop> handle_exit(int vcpu_fd, kvm_run& run, const VcpuEnviron
     return VcpuStop{Kind::kReset, "the guest pulled the reset line"};
   };
   switch (run.exit_reason) {
-    case KVM_EXIT_IO: handle_port(run, *environment.ports); return unless_reset();
-    case KVM_EXIT_MMIO: handle_mmio(run, *environment.mmio); return unless_reset();
+    case KVM_EXIT_IO:
+      handle_port(run, *environment.ports);
+      return unless_reset();
+    case KVM_EXIT_MMIO:
+      handle_mmio(run, *environment.mmio);
+      return unless_reset();
     case KVM_EXIT_INTR:
-    case KVM_EXIT_IRQ_WINDOW_OPEN: return std::nullopt;
-    case KVM_EXIT_SHUTDOWN: return VcpuStop{Kind::kReset, "the guest triple-faulted or shut down"};
+    case KVM_EXIT_IRQ_WINDOW_OPEN:
+      return std::nullopt;
+    case KVM_EXIT_SHUTDOWN:
+      return VcpuStop{Kind::kReset, "the guest triple-faulted or shut down"};
     case KVM_EXIT_SYSTEM_EVENT:
       if (run.system_event.type == KVM_SYSTEM_EVENT_CRASH) return failed("the guest reported a crash");
       return VcpuStop{Kind::kReset, "the guest asked for a reset or power-off"};
-    case KVM_EXIT_INTERNAL_ERROR: return failed(internal_error_text(run));
+    case KVM_EXIT_INTERNAL_ERROR:
+      return failed(internal_error_text(run));
     case KVM_EXIT_FAIL_ENTRY:
       return failed(fmt::format("entering the guest failed, hardware reason {:#x}",
                                 static_cast<std::uint64_t>(run.fail_entry.hardware_entry_failure_reason)));
-    default: return failed(fmt::format("KVM exit {} that this VMM does not handle", run.exit_reason));
+    default:
+      return failed(fmt::format("KVM exit {} that this VMM does not handle", run.exit_reason));
   }
 }
 

@@ -29,17 +29,18 @@ int Kvm::check_extension(unsigned long capability) const {
 Result<Kvm> Kvm::open() {
   UniqueFd fd(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
   if (!fd) {
-    return Error(Errc::kUnavailable, "open /dev/kvm (is KVM enabled, and is this user in group kvm? see fvmmctl doctor)",
-                 errno);
+    return Error(Errc::kUnavailable,
+                 "open /dev/kvm (is KVM enabled, and is this user in group kvm? see fvmmctl doctor)", errno);
   }
   const int version = FVMM_TRY(kvm_ioctl(fd.get(), KVM_GET_API_VERSION, "KVM_GET_API_VERSION"));
   if (version != KVM_API_VERSION) {
-    return Error(Errc::kUnavailable, fmt::format("/dev/kvm has API version {}, this build needs {}", version,
-                                                 KVM_API_VERSION));
+    return Error(Errc::kUnavailable,
+                 fmt::format("/dev/kvm has API version {}, this build needs {}", version, KVM_API_VERSION));
   }
   Kvm kvm(std::move(fd), {});
-  for (const unsigned long needed : {KVM_CAP_USER_MEMORY, KVM_CAP_IRQCHIP, KVM_CAP_PIT2, KVM_CAP_XSAVE, KVM_CAP_XCRS,
-                                     KVM_CAP_VCPU_EVENTS, KVM_CAP_DEBUGREGS, KVM_CAP_MP_STATE, KVM_CAP_IMMEDIATE_EXIT}) {
+  for (const unsigned long needed :
+       {KVM_CAP_USER_MEMORY, KVM_CAP_IRQCHIP, KVM_CAP_PIT2, KVM_CAP_XSAVE, KVM_CAP_XCRS, KVM_CAP_VCPU_EVENTS,
+        KVM_CAP_DEBUGREGS, KVM_CAP_MP_STATE, KVM_CAP_IMMEDIATE_EXIT}) {
     if (kvm.check_extension(needed) == 0) {
       return Error(Errc::kUnavailable, fmt::format("/dev/kvm lacks capability {}; see fvmmctl doctor", needed));
     }
@@ -53,8 +54,8 @@ Result<Kvm> Kvm::open() {
   kvm.features_.triple_fault_event = kvm.check_extension(KVM_CAP_X86_TRIPLE_FAULT_EVENT) != 0;
   const int xsave = kvm.check_extension(KVM_CAP_XSAVE2);
   kvm.features_.xsave_bytes = xsave > 4096 ? static_cast<std::uint32_t>(xsave) : 4096;
-  kvm.features_.run_bytes = static_cast<std::uint32_t>(
-      FVMM_TRY(kvm_ioctl(kvm.fd(), KVM_GET_VCPU_MMAP_SIZE, "KVM_GET_VCPU_MMAP_SIZE")));
+  kvm.features_.run_bytes =
+      static_cast<std::uint32_t>(FVMM_TRY(kvm_ioctl(kvm.fd(), KVM_GET_VCPU_MMAP_SIZE, "KVM_GET_VCPU_MMAP_SIZE")));
   return kvm;
 }
 

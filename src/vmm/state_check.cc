@@ -64,8 +64,8 @@ Status check_vcpu(const v1::VcpuState& vcpu, const StateShape& shape) {
 Status check_state(const v1::MachineState& state, const StateShape& shape) {
   FVMM_TRY(check_version("machine", state.version(), kMachineStateVersion));
   if (static_cast<std::size_t>(state.vcpus_size()) != shape.vcpus) {
-    return Error(Errc::kInvalidArgument, fmt::format("state of {} vCPUs for a VM of {}", state.vcpus_size(),
-                                                     shape.vcpus));
+    return Error(Errc::kInvalidArgument,
+                 fmt::format("state of {} vCPUs for a VM of {}", state.vcpus_size(), shape.vcpus));
   }
   for (int i = 0; i < state.vcpus_size(); ++i) {
     const v1::VcpuState& vcpu = state.vcpus(i);

@@ -72,7 +72,9 @@ Vcpu::Answer Vcpu::post(Verb verb, std::function<Status()> function) {
   return answer;
 }
 
-Vcpu::Answer Vcpu::run() { return post(Verb::kRun, {}); }
+Vcpu::Answer Vcpu::run() {
+  return post(Verb::kRun, {});
+}
 
 Vcpu::Answer Vcpu::park() {
   Answer answer = post(Verb::kPark, {});
@@ -80,7 +82,9 @@ Vcpu::Answer Vcpu::park() {
   return answer;
 }
 
-Vcpu::Answer Vcpu::call(std::function<Status()> function) { return post(Verb::kCall, std::move(function)); }
+Vcpu::Answer Vcpu::call(std::function<Status()> function) {
+  return post(Verb::kCall, std::move(function));
+}
 
 Status Vcpu::wait(Answer& answer, const Deadline& deadline) {
   if (answer.wait_until(deadline.at()) != std::future_status::ready) {
@@ -101,16 +105,27 @@ void Vcpu::thread_main() {
   State state = State::kParked;
   while (state != State::kQuit) {
     switch (state) {
-      case State::kParked: state = parked(); break;
-      case State::kRunning: state = running(); break;
-      case State::kStopped: state = stopped(); break;
-      case State::kQuit: break;
+      case State::kParked:
+        state = parked();
+        break;
+      case State::kRunning:
+        state = running();
+        break;
+      case State::kStopped:
+        state = stopped();
+        break;
+      case State::kQuit:
+        break;
     }
   }
 }
 
-Vcpu::State Vcpu::parked() { return wait_in(State::kParked); }
-Vcpu::State Vcpu::stopped() { return wait_in(State::kStopped); }
+Vcpu::State Vcpu::parked() {
+  return wait_in(State::kParked);
+}
+Vcpu::State Vcpu::stopped() {
+  return wait_in(State::kStopped);
+}
 
 Vcpu::State Vcpu::wait_in(State here) {
   std::optional<Message> message = mailbox_.receive();
@@ -123,8 +138,12 @@ Vcpu::State Vcpu::wait_in(State here) {
       }
       message->answer.set_value({});
       return State::kRunning;
-    case Verb::kPark: message->answer.set_value({}); return here;
-    case Verb::kCall: message->answer.set_value(message->function()); return here;
+    case Verb::kPark:
+      message->answer.set_value({});
+      return here;
+    case Verb::kCall:
+      message->answer.set_value(message->function());
+      return here;
   }
   return here;
 }
@@ -134,8 +153,12 @@ Vcpu::State Vcpu::running() {
   std::optional<Message> message = mailbox_.try_receive();
   if (!message) return enter_guest();
   switch (message->verb) {
-    case Verb::kRun: message->answer.set_value({}); return State::kRunning;
-    case Verb::kPark: message->answer.set_value({}); return State::kParked;
+    case Verb::kRun:
+      message->answer.set_value({});
+      return State::kRunning;
+    case Verb::kPark:
+      message->answer.set_value({});
+      return State::kParked;
     case Verb::kCall:
       message->answer.set_value(Error(Errc::kFailedPrecondition, fmt::format("vCPU {} is running", index_)));
       return State::kRunning;

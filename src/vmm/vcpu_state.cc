@@ -73,7 +73,8 @@ Result<std::vector<kvm_msr_entry>> get_msrs(int fd, std::span<const std::uint32_
   return out;
 }
 
-// One that this host does not know is passed over if the guest never set it: it stands at zero there and is absent here.
+// One that this host does not know is passed over if the guest never set it: it stands at zero there and is absent
+// here.
 Status set_msrs(int fd, std::span<const kvm_msr_entry> entries) {
   for (std::size_t at = 0; at < entries.size();) {
     std::vector<kvm_msr_entry> done_entries;
@@ -157,7 +158,8 @@ Result<VcpuProfile> probe_vcpu(int vcpu_fd, std::span<const std::uint32_t> migra
 
 Status set_cpuid(int vcpu_fd, const CpuidTable& table) {
   if (table.size() > abi::kCpuidEntriesMax) {
-    return Error(Errc::kInvalidArgument, fmt::format("{} CPUID entries, limit {}", table.size(), abi::kCpuidEntriesMax));
+    return Error(Errc::kInvalidArgument,
+                 fmt::format("{} CPUID entries, limit {}", table.size(), abi::kCpuidEntriesMax));
   }
   const auto block = std::make_unique<abi::Cpuid2>();
   block->nent = static_cast<std::uint32_t>(table.size());

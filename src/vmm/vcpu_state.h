@@ -28,8 +28,8 @@ Result<VcpuProfile> probe_vcpu(int vcpu_fd, std::span<const std::uint32_t> migra
 Status set_cpuid(int vcpu_fd, const CpuidTable& table);
 /// The TSC frequency of this vCPU in kHz.
 Result<std::uint32_t> tsc_khz(int vcpu_fd);
-/// Pure: whether a guest whose TSC runs at `guest_khz` can run where it runs at `host_khz`. Two hosts of one model differ
-/// by some kHz, which their calibration gives them; more than that needs scaling.
+/// Pure: whether a guest whose TSC runs at `guest_khz` can run where it runs at `host_khz`. Two hosts of one model
+/// differ by some kHz, which their calibration gives them; more than that needs scaling.
 bool tsc_khz_fits(std::uint32_t guest_khz, std::uint32_t host_khz, bool scaling);
 /// KVM_SET_TSC_KHZ, before the vCPU runs.
 Status set_tsc_khz(int vcpu_fd, std::uint32_t khz);

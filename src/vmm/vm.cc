@@ -82,8 +82,8 @@ Status Vm::build() {
   }
   host_tsc_khz_ = tsc_khz_ = FVMM_TRY(vmm::tsc_khz(vcpus_[0]->fd()));
   dirty_log_ = std::make_unique<DirtyLog>(fd, memory_->layout(), kvm_.features().manual_dirty_log);
-  tracker_ = std::make_unique<memory::DirtyTracker>(memory_->layout().pages(), dirty_log_.get(),
-                                                    memory_->device_marks());
+  tracker_ =
+      std::make_unique<memory::DirtyTracker>(memory_->layout().pages(), dirty_log_.get(), memory_->device_marks());
   return {};
 }
 

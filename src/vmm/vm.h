@@ -1,7 +1,7 @@
 // A virtual machine: KVM's objects, guest memory, devices and vCPU threads.
 //
-// Life:  create() warm and empty ─► attach_devices() ─► boot() or load_memory_and_state ─► resume() ⇄ pause() ─► destroyed
-// Owner: the worker's VM thread, or the migration that took it by move. Every method is the owner's.
+// Life:  create() warm and empty ─► attach_devices() ─► boot() or load_memory_and_state ─► resume() ⇄ pause() ─►
+// destroyed Owner: the worker's VM thread, or the migration that took it by move. Every method is the owner's.
 #pragma once
 
 #include <atomic>

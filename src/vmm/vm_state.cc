@@ -33,7 +33,9 @@ std::int64_t monotonic_ns() {
       .count();
 }
 
-std::uint64_t realtime_ns() { return static_cast<std::uint64_t>(system_clock().realtime_ns()); }
+std::uint64_t realtime_ns() {
+  return static_cast<std::uint64_t>(system_clock().realtime_ns());
+}
 
 /// One reading of a vCPU's TSC, and the realtime of the same instant.
 struct TscReading {
@@ -69,10 +71,11 @@ Result<v1::MachineState> Vm::save_state() {
   state.set_version(kMachineStateVersion);
   std::vector<v1::VcpuState> vcpus(vcpus_.size());
   FVMM_TRY(on_each_vcpu([&](Vcpu& vcpu) -> Status {
-    vcpus[vcpu.index()] = FVMM_TRY(save_vcpu(vcpu.fd(), kvm_.features(), profile_));
-    vcpus[vcpu.index()].set_index(vcpu.index());
-    return {};
-  }), "save vCPUs");
+             vcpus[vcpu.index()] = FVMM_TRY(save_vcpu(vcpu.fd(), kvm_.features(), profile_));
+             vcpus[vcpu.index()].set_index(vcpu.index());
+             return {};
+           }),
+           "save vCPUs");
   vcpus[0].set_cpuid(pack_cpuid(cpuid_));
   for (auto& vcpu : vcpus) *state.add_vcpus() = std::move(vcpu);
   FVMM_TRY(save_irqchip(state), "save interrupt controllers");
@@ -93,7 +96,8 @@ Status Vm::save_irqchip(v1::MachineState& state) {
   kvm_pit_state2 pit{};
   FVMM_TRY(kvm_ioctl(fd_.get(), KVM_GET_PIT2, "KVM_GET_PIT2", &pit));
   const std::int64_t now = monotonic_ns();
-  for (kvm_pit_channel_state& channel : pit.channels) channel.count_load_time = pit_age_ns(channel.count_load_time, now);
+  for (kvm_pit_channel_state& channel : pit.channels)
+    channel.count_load_time = pit_age_ns(channel.count_load_time, now);
   state.set_pit2(&pit, sizeof pit);
   return {};
 }
@@ -159,8 +163,8 @@ Status Vm::set_tsc_khz(std::uint32_t khz) {
 }
 
 // kvmclock first, then the TSC (Linux Documentation/virt/kvm/devices/vcpu.rst, KVM_VCPU_TSC_OFFSET), then the rest: a
-// TSC deadline is armed, and a wall clock written, against the clocks of that moment. All vCPUs get the first one's TSC,
-// so that they stay in step to the tick.
+// TSC deadline is armed, and a wall clock written, against the clocks of that moment. All vCPUs get the first one's
+// TSC, so that they stay in step to the tick.
 Status Vm::load_vcpus(const v1::MachineState& state) {
   FVMM_TRY(load_clock(fd_.get(), kvm_.features(), state.clock()), "load clock");
   TscPlace tsc;
@@ -168,10 +172,12 @@ Status Vm::load_vcpus(const v1::MachineState& state) {
     FVMM_TRY(tsc.by_offset ? set_tsc_offset(vcpu.fd(), tsc.value) : set_tsc(vcpu.fd(), tsc.value), "set TSC");
     return load_vcpu(vcpu.fd(), kvm_.features(), state.vcpus(static_cast<int>(vcpu.index())));
   };
-  FVMM_TRY(on_each_vcpu([&](Vcpu& vcpu) -> Status {
-    tsc = FVMM_TRY(place_tsc(vcpu, state), "plan TSC");
-    return load(vcpu);
-  }, 0, 1));
+  FVMM_TRY(on_each_vcpu(
+      [&](Vcpu& vcpu) -> Status {
+        tsc = FVMM_TRY(place_tsc(vcpu, state), "plan TSC");
+        return load(vcpu);
+      },
+      0, 1));
   return on_each_vcpu(load, 1);
 }
 

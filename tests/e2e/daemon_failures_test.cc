@@ -1,6 +1,6 @@
 // A migration that fails before COMMIT leaves the guest where it was and nothing where it was going, and can be tried
 // again at once: one step after the other, on either side; then cancelling, deadlines, and a guest that is too fast.
-#include "tests/support/daemons.h"
+#include "support/daemons.h"
 
 namespace fvmm::test {
 namespace {

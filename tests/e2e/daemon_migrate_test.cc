@@ -1,5 +1,5 @@
 // Migrations that succeed, between two real daemons: the guest verifies its whole memory wherever it arrives.
-#include "tests/support/daemons.h"
+#include "support/daemons.h"
 
 namespace fvmm::test {
 namespace {

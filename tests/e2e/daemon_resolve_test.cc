@@ -1,6 +1,6 @@
 // Workers and daemons killed during a hand-over: at no step do two hosts run the VM, and what is not known is said to
 // be unknown until `migrate resolve` settles it.
-#include "tests/support/daemons.h"
+#include "support/daemons.h"
 
 namespace fvmm::test {
 namespace {

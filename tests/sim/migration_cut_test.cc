@@ -163,14 +163,14 @@ TEST(MigrationChaos, AnyMixtureOfFailuresIsSound) {
     const auto chance = [&random](unsigned in) { return random() % in == 0; };
     Scenario scenario = quick(random());
     scenario.mode = chance(4) ? Mode::kPrecopy : Mode::kSuspend;
-    scenario.connections = 1 + random() % 4;
-    scenario.steps_before = random() % 8;
+    scenario.connections = 1 + static_cast<unsigned>(random() % 4);
+    scenario.steps_before = static_cast<unsigned>(random() % 8);
     scenario.source_waits.asking = std::chrono::milliseconds(20);
     scenario.destination_waits.start = std::chrono::seconds(1);
-    const unsigned cut_connection = random() % 6;
+    const auto cut_connection = static_cast<unsigned>(random() % 6);
     const std::uint64_t cut_bytes = random() % (cut_connection == 0 ? 700 : 300'000);
     const bool forth = chance(2);
-    const unsigned unreachable_from = chance(3) ? 1 + random() % 8 : 100;
+    const unsigned unreachable_from = chance(3) ? 1 + static_cast<unsigned>(random() % 8) : 100U;
     if (chance(2)) {
       scenario.link = [=](unsigned number) -> Result<LinkScript> {
         if (number >= unreachable_from) return Error(Errc::kUnavailable, "No route to host");

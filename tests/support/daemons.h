@@ -28,9 +28,9 @@
 
 #include "base/check.h"
 #include "base/clock.h"
-#include "tests/support/heartbeats.h"
-#include "tests/support/kvm.h"
-#include "tests/support/process.h"
+#include "support/heartbeats.h"
+#include "support/kvm.h"
+#include "support/process.h"
 
 namespace fvmm::test {
 

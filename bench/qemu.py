@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""The same guest moved by FVMM (`suspend`, template at both hosts) and by QEMU's pre-copy, in one run, as one JSON object.
+
+QEMU: -accel kvm -M microvm -cpu qemu64,-cx16, TCP over loopback, downtime limit 10 ms, no bandwidth limit, driven over QMP. The guest is
+filled with incompressible data and idle. Beside the ratio stands the same with template creation and push included."""
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools"))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import migrate  # noqa: E402
+from lab import GUEST, Ballast, free_port, wait_for  # noqa: E402
+
+CMDLINE = "seed=5 ws=0 rate=0 cpu=0 beat=500"
+
+
+class Qemu:
+    """One qemu-system-x86_64 with a QMP socket."""
+
+    def __init__(self, root, name, mib, *options):
+        self.serial = os.path.join(root, name + ".serial")
+        path = os.path.join(root, name + ".qmp")
+        self.process = subprocess.Popen(
+            ["qemu-system-x86_64", "-accel", "kvm", "-M", "microvm", "-cpu", "qemu64,-cx16", "-m", str(mib), "-nodefaults",
+             "-no-user-config", "-display", "none", "-serial", "file:" + self.serial, "-qmp", f"unix:{path},server=on,wait=off",
+             "-kernel", GUEST, "-append", CMDLINE, *options])
+        wait_for("QEMU's QMP socket", lambda: os.path.exists(path))
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self.stream = self.socket.makefile("r")
+        self.stream.readline()  # greeting
+        self.do("qmp_capabilities")
+
+    def do(self, command, **arguments):
+        self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        while True:
+            answer = json.loads(self.stream.readline())
+            if "error" in answer:
+                raise SystemExit(f"QEMU: {command}: {answer['error']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def close(self):
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def filled(path):
+    try:
+        with open(path, errors="replace") as serial:
+            return "FILLED" in serial.read()
+    except FileNotFoundError:
+        return False
+
+
+def qemu_precopy(root, mib, times):
+    port = free_port()
+    hosts = [Qemu(root, "q0", mib)]
+    rows = []
+    try:
+        wait_for("QEMU's guest to fill its memory", lambda: filled(hosts[0].serial))
+        for turn in range(times):
+            ballast = Ballast(mib + 256)
+            ballast.release()
+            target = Qemu(root, f"q{turn + 1}", mib, "-incoming", f"tcp:127.0.0.1:{port}")
+            hosts.append(target)
+            source = hosts[0]
+            source.do("migrate-set-parameters", **{"downtime-limit": 10, "max-bandwidth": 1 << 40})
+            source.do("migrate", uri=f"tcp:127.0.0.1:{port}")
+
+            def done():
+                state = source.do("query-migrate")
+                return state if state.get("status") in ("completed", "failed") else None
+            state = wait_for("QEMU's migration", done)
+            if state["status"] != "completed":
+                raise SystemExit(f"QEMU: {state}")
+            rows.append({"duration_ms": state["total-time"], "downtime_ms": state["downtime"]})
+            hosts.pop(0).close()
+    finally:
+        for host in hosts:
+            host.close()
+    return {name: migrate.summary([row[name] for row in rows]) for name in rows[0]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory-mib", type=int, default=8192)
+    parser.add_argument("--times", type=int, default=10, help="migrations by FVMM")
+    parser.add_argument("--qemu-times", type=int, default=2)
+    options = parser.parse_args()
+    root = tempfile.mkdtemp(prefix="fvmm-bench-")
+    try:
+        settings = argparse.Namespace(ws=0, rate=0, cpu=0, times=options.times, precopy=0, max_downtime="10ms", link=True,
+                                      ballast=0)
+        ours = migrate.one_size(settings, f"{options.memory_mib}M", root)
+        began = time.monotonic()
+        qemu = qemu_precopy(root, options.memory_mib, options.qemu_times)
+        ours_ms = ours["suspend"]["duration_ms"]["median"]
+        once = ours["template_create_ms"]
+        print(json.dumps({
+            "memory_mib": options.memory_mib, "fvmm": ours["suspend"], "fvmm_template_create_ms": once,
+            "qemu_precopy": qemu, "qemu_run_s": round(time.monotonic() - began, 1),
+            "duration_ratio": round(qemu["duration_ms"]["median"] / ours_ms, 1),
+            "downtime_ratio": round(qemu["downtime_ms"]["median"] / ours["suspend"]["downtime_ms"]["median"], 2),
+            "duration_ratio_with_template_creation": round(qemu["duration_ms"]["median"] / (ours_ms + once), 2),
+        }, indent=1))
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
