@@ -46,6 +46,8 @@ class Deadline {
   SteadyTime at_;
 };
 
-inline double to_ms(std::chrono::nanoseconds d) { return static_cast<double>(d.count()) / 1e6; }
+inline double to_ms(std::chrono::nanoseconds d) {
+  return static_cast<double>(d.count()) / 1e6;
+}
 
 }  // namespace fvmm

@@ -20,7 +20,8 @@ Result<std::string> read_file(const std::filesystem::path& path, std::uint64_t m
 Status write_all(int fd, std::span<const std::byte> bytes, std::uint64_t offset);
 /// Reads exactly that many bytes; kDataLoss when the file ends before.
 Status read_all(int fd, std::span<std::byte> bytes, std::uint64_t offset);
-/// Temporary file, fsync, rename over `path`, fsync of the directory: afterwards the old or the new content, never a mix.
+/// Temporary file, fsync, rename over `path`, fsync of the directory: afterwards the old or the new content, never a
+/// mix.
 Status replace_file(const std::filesystem::path& path, std::string_view content);
 /// Unlinks and fsyncs the directory. Absent is fine.
 Status remove_file(const std::filesystem::path& path);

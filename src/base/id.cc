@@ -47,9 +47,13 @@ Result<Id> Id::from_bytes(std::string_view raw) {
   return id;
 }
 
-std::string Id::hex() const { return to_hex(bytes); }
+std::string Id::hex() const {
+  return to_hex(bytes);
+}
 
-std::string Id::raw() const { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
+std::string Id::raw() const {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
 
 std::string to_hex(std::span<const std::byte> bytes) {
   std::string out;

@@ -6,22 +6,38 @@ namespace fvmm {
 
 std::string_view to_string(Errc code) noexcept {
   switch (code) {
-    case Errc::kCancelled: return "CANCELLED";
-    case Errc::kUnknown: return "UNKNOWN";
-    case Errc::kInvalidArgument: return "INVALID_ARGUMENT";
-    case Errc::kDeadlineExceeded: return "DEADLINE_EXCEEDED";
-    case Errc::kNotFound: return "NOT_FOUND";
-    case Errc::kAlreadyExists: return "ALREADY_EXISTS";
-    case Errc::kPermissionDenied: return "PERMISSION_DENIED";
-    case Errc::kResourceExhausted: return "RESOURCE_EXHAUSTED";
-    case Errc::kFailedPrecondition: return "FAILED_PRECONDITION";
-    case Errc::kAborted: return "ABORTED";
-    case Errc::kOutOfRange: return "OUT_OF_RANGE";
-    case Errc::kUnimplemented: return "UNIMPLEMENTED";
-    case Errc::kInternal: return "INTERNAL";
-    case Errc::kUnavailable: return "UNAVAILABLE";
-    case Errc::kDataLoss: return "DATA_LOSS";
-    case Errc::kIo: return "IO";
+    case Errc::kCancelled:
+      return "CANCELLED";
+    case Errc::kUnknown:
+      return "UNKNOWN";
+    case Errc::kInvalidArgument:
+      return "INVALID_ARGUMENT";
+    case Errc::kDeadlineExceeded:
+      return "DEADLINE_EXCEEDED";
+    case Errc::kNotFound:
+      return "NOT_FOUND";
+    case Errc::kAlreadyExists:
+      return "ALREADY_EXISTS";
+    case Errc::kPermissionDenied:
+      return "PERMISSION_DENIED";
+    case Errc::kResourceExhausted:
+      return "RESOURCE_EXHAUSTED";
+    case Errc::kFailedPrecondition:
+      return "FAILED_PRECONDITION";
+    case Errc::kAborted:
+      return "ABORTED";
+    case Errc::kOutOfRange:
+      return "OUT_OF_RANGE";
+    case Errc::kUnimplemented:
+      return "UNIMPLEMENTED";
+    case Errc::kInternal:
+      return "INTERNAL";
+    case Errc::kUnavailable:
+      return "UNAVAILABLE";
+    case Errc::kDataLoss:
+      return "DATA_LOSS";
+    case Errc::kIo:
+      return "IO";
   }
   return "INVALID";
 }

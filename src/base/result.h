@@ -76,9 +76,9 @@ inline void take(Status&&) {}
 #define FVMM_TRY(expression, ...) FVMM_TRY_NAMED(FVMM_TRY_NAME(__COUNTER__), expression, __VA_ARGS__)
 #define FVMM_TRY_NAME(counter) FVMM_TRY_PASTE(fvmm_try_, counter)
 #define FVMM_TRY_PASTE(prefix, counter) prefix##counter
-#define FVMM_TRY_NAMED(name, expression, ...)                       \
-  __extension__({                                                   \
-    auto name = (expression);                                       \
-    if (!name) return std::move(name.error()).with(__VA_ARGS__);    \
-    ::fvmm::detail::take(std::move(name));                          \
+#define FVMM_TRY_NAMED(name, expression, ...)                    \
+  __extension__({                                                \
+    auto name = (expression);                                    \
+    if (!name) return std::move(name.error()).with(__VA_ARGS__); \
+    ::fvmm::detail::take(std::move(name));                       \
   })

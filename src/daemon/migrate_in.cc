@@ -22,6 +22,7 @@ constexpr std::uint32_t kTimeoutMs = 60'000;        // when the source names non
 constexpr std::chrono::seconds kReceiveMargin{30};  // beyond the worker's own deadline
 constexpr std::chrono::seconds kTakeWait{10};
 constexpr std::chrono::seconds kInfoWait{10};
+constexpr std::chrono::milliseconds kDyingWait{500};
 
 bool runs(v1::VmState state) {
   return state == v1::VM_RUNNING || state == v1::VM_PAUSED;
@@ -122,11 +123,13 @@ void PeerListener::receive(Claim& claim, const std::shared_ptr<WorkerProcess>& w
 
 Status PeerListener::after_receive(Claim& claim, const std::shared_ptr<WorkerProcess>& worker, const Status& stream) {
   VmView vm = claim.view();
-  const std::string& name = vm.record.config().name();
-  // The kernel closes a dying worker's socket before its pidfd becomes readable.
-  const bool dead = worker->wait_exit(Deadline::after(std::chrono::milliseconds(stream ? 0 : 500)));
+  const std::string name = vm.record.config().name();
+  bool dead = !worker->alive();
   if (!dead && !runs(vm.info.state())) {
-    if (auto info = WorkerClient(worker->socket()).info(Deadline::after(kInfoWait))) claim.note(*info);
+    const auto info = WorkerClient(worker->socket()).info(Deadline::after(kInfoWait));
+    if (info) claim.note(*info);
+    // The kernel closes a dying worker's sockets before its pidfd becomes readable.
+    if (!info) dead = worker->wait_exit(Deadline::after(kDyingWait));
     vm = claim.view();
   }
   if (!dead && runs(vm.info.state())) {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 
@@ -13,7 +14,7 @@
 namespace fvmm::daemon {
 namespace {
 
-constexpr std::chrono::milliseconds kAcceptWait{500};  // between two looks at the stop signal
+constexpr std::chrono::hours kAcceptWait{1};
 constexpr std::chrono::seconds kAnswerWait{5};
 constexpr std::chrono::milliseconds kAcceptPause{100};  // after an accept error such as "out of descriptors"
 
@@ -52,6 +53,8 @@ void PeerListener::join() {
 }
 
 void PeerListener::accept_loop() {
+  // shutdown(2) of a listening socket wakes accept(2) with an error.
+  const StopSignal::Guard guard(context_.stop, [this] { ::shutdown(listener_.fd(), SHUT_RDWR); });
   while (!context_.stop.fired()) {
     auto socket = listener_.accept(Deadline::after(kAcceptWait));
     std::erase_if(handlers_, [](Handler& handler) {
@@ -60,7 +63,7 @@ void PeerListener::accept_loop() {
       return true;
     });
     if (!socket) {
-      if (socket.error().code() == Errc::kDeadlineExceeded) continue;
+      if (context_.stop.fired() || socket.error().code() == Errc::kDeadlineExceeded) continue;
       spdlog::warn("peer listener: {}", socket.error().message());
       std::this_thread::sleep_for(kAcceptPause);
       continue;

@@ -27,7 +27,7 @@ inline constexpr std::chrono::milliseconds kReplenishQuiet{250};
 class WorkerPool {
  public:
   struct Options {
-    unsigned per_recent_shape = 1;     // at most kWarmWorkersMax
+    unsigned per_recent_shape = 1;       // at most kWarmWorkersMax
     std::map<Shape, unsigned> always{};  // kept whether used or not
     std::chrono::milliseconds quiet = kReplenishQuiet;
   };

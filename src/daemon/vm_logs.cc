@@ -61,10 +61,12 @@ Result<v1::LogChunk> VmService::logs(const v1::LogsRequest& request,
   if (::inotify_add_watch(inotify.get(), path.c_str(), IN_MODIFY) < 0)
     return Error(Errc::kIo, "inotify_add_watch", errno);
   std::uint64_t offset = request.offset();
+  std::shared_ptr<WorkerProcess> writer = vm.worker;
   for (;;) {
-    // Looked at before the last read, so that what a worker wrote before its end is sent.
-    const auto now = registry_.find(vm.id);
-    const bool ended = !request.follow() || !now || !now->worker || left();
+    // Looked at before the last read, so that what a worker wrote before its end is sent: it writes on for a moment
+    // after the VM has left it.
+    if (const auto now = registry_.find(vm.id); now && now->worker) writer = now->worker;
+    const bool ended = !request.follow() || !writer || !writer->alive() || left();
     FVMM_TRY(send_rest(opened->get(), offset, send));
     if (ended) break;
     wait_for_more(inotify.get());

@@ -35,9 +35,9 @@ int worker_main(const WorkerOptions& options) {
 Result<std::unique_ptr<Worker>> Worker::create(WorkerOptions options) {
   std::string boot_id = FVMM_TRY(vmm::read_boot_id());
   std::unique_ptr<Worker> worker(new Worker(std::move(options), std::move(boot_id)));
-  worker->warm_ = FVMM_TRY(vmm::Vm::create(
-      {.memory_bytes = worker->options_.memory_bytes, .vcpus = worker->options_.vcpus},
-      [self = worker.get()](const vmm::VcpuStop& stop) { self->guest_stopped(stop); }));
+  worker->warm_ =
+      FVMM_TRY(vmm::Vm::create({.memory_bytes = worker->options_.memory_bytes, .vcpus = worker->options_.vcpus},
+                               [self = worker.get()](const vmm::VcpuStop& stop) { self->guest_stopped(stop); }));
   control::Server::Options serve;
   serve.socket = worker->options_.socket;
   worker->server_ = FVMM_TRY(control::Server::open(std::move(serve)));
@@ -46,7 +46,8 @@ Result<std::unique_ptr<Worker>> Worker::create(WorkerOptions options) {
   return worker;
 }
 
-Worker::Worker(WorkerOptions options, std::string boot_id) : options_(std::move(options)), boot_id_(std::move(boot_id)) {
+Worker::Worker(WorkerOptions options, std::string boot_id)
+    : options_(std::move(options)), boot_id_(std::move(boot_id)) {
   board_.change([this](v1::WorkerInfo& info) {
     info.set_pid(::getpid());
     info.mutable_shape()->set_memory_bytes(options_.memory_bytes);
@@ -56,7 +57,9 @@ Worker::Worker(WorkerOptions options, std::string boot_id) : options_(std::move(
 
 Worker::~Worker() = default;
 
-void Worker::run() { server_->run(); }
+void Worker::run() {
+  server_->run();
+}
 
 void Worker::register_methods() {
   using control::Call;
@@ -68,17 +71,20 @@ void Worker::register_methods() {
   server_->unary<v1::Empty, v1::WorkerInfo>(service + "Resume", [this](Call&, const v1::Empty&) { return resume(); });
   server_->unary<v1::Empty, v1::WorkerInfo>(service + "Pause", [this](Call&, const v1::Empty&) { return pause(); });
   server_->unary<v1::Empty, v1::WorkerInfo>(service + "Info", [this](Call&, const v1::Empty&) { return info(); });
-  server_->stream<v1::Empty, v1::WorkerInfo>(service + "Watch", [this](Call& call, const v1::Empty&) { return watch(call); });
+  server_->stream<v1::Empty, v1::WorkerInfo>(service + "Watch",
+                                             [this](Call& call, const v1::Empty&) { return watch(call); });
   server_->unary<v1::WorkerTemplateRequest, v1::TemplateInfo>(
       service + "CreateTemplate",
       [this](Call&, const v1::WorkerTemplateRequest& request) { return create_template(request); });
-  server_->unary<v1::PokeRequest, v1::Empty>(service + "Poke", [this](Call&, const v1::PokeRequest& request) -> Result<v1::Empty> {
-    FVMM_TRY(poke(request));
-    return v1::Empty();
-  });
+  server_->unary<v1::PokeRequest, v1::Empty>(service + "Poke",
+                                             [this](Call&, const v1::PokeRequest& request) -> Result<v1::Empty> {
+                                               FVMM_TRY(poke(request));
+                                               return v1::Empty();
+                                             });
   server_->unary<v1::Empty, v1::Empty>(service + "Stop", [this](Call&, const v1::Empty&) -> Result<v1::Empty> {
     if (auto* serial = serial_.load()) (void)serial->flush(Deadline::after(std::chrono::seconds(1)));
     stopping_ = true;
+    board_.change([](v1::WorkerInfo&) {});  // wakes the watches: the server waits for their end, and so does the caller
     (void)cancel_migration();
     server_->stop();
     return v1::Empty();

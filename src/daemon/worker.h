@@ -10,7 +10,7 @@ struct WorkerOptions {
   std::filesystem::path socket;    // where it serves the Worker service; its console is at "<socket>.console"
   std::uint64_t memory_bytes = 0;  // shape
   unsigned vcpus = 1;
-  int ready_fd = -1;               // one byte is written here once it is warm and serves; -1: nobody waits
+  int ready_fd = -1;  // one byte is written here once it is warm and serves; -1: nobody waits
   bool test_hooks = false;
 };
 

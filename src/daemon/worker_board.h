@@ -24,8 +24,8 @@ class WorkerBoard {
  private:
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
-  v1::WorkerInfo info_;          // mutex_
-  std::uint64_t version_ = 1;    // mutex_
+  v1::WorkerInfo info_;        // mutex_
+  std::uint64_t version_ = 1;  // mutex_
 };
 
 }  // namespace fvmm::daemon

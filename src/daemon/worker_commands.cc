@@ -13,17 +13,21 @@ namespace {
 constexpr std::chrono::seconds kWatchTurn{1};        // how soon a watch notices that its client has gone
 constexpr std::uint64_t kTemplateChunkPages = 1024;  // 4 MiB a call
 
-Error no_guest() { return {Errc::kFailedPrecondition, "this worker has no VM yet"}; }
+Error no_guest() {
+  return {Errc::kFailedPrecondition, "this worker has no VM yet"};
+}
 
 /// A guest that rests: not moved away, not unsettled, not stopped by itself.
 Status check_usable(const v1::WorkerInfo& info) {
   switch (info.state()) {
     case v1::VM_RUNNING:
-    case v1::VM_PAUSED: return {};
+    case v1::VM_PAUSED:
+      return {};
     case v1::VM_UNSETTLED:
       return Error(Errc::kFailedPrecondition, "a hand-over without an answer; see fvmmctl migrate resolve");
     default:
-      return Error(Errc::kFailedPrecondition, "the VM is neither running nor paused: " + v1::VmState_Name(info.state()));
+      return Error(Errc::kFailedPrecondition,
+                   "the VM is neither running nor paused: " + v1::VmState_Name(info.state()));
   }
 }
 
@@ -81,7 +85,7 @@ Result<v1::WorkerInfo> Worker::pause() {
 Result<v1::WorkerInfo> Worker::info() {
   v1::WorkerInfo now = board_.get();
   if (auto* serial = serial_.load()) now.set_serial_bytes(serial->total_bytes());
-  auto held = slot_.take("info");
+  auto held = slot_.take("info", GuestSlot::Stay::kBrief);
   if (!held || held->empty()) return now;
   FVMM_TRY((*held)->machine->dirty().harvest());
   const std::uint64_t delta = (*held)->since_base->pending().count();
@@ -181,14 +185,21 @@ Status Worker::poke(const v1::PokeRequest& request) {
   const auto now = ram.pages({page, 1});
   std::copy(now.begin(), now.end(), bytes.begin());
   switch (request.kind()) {
-    case v1::CAPTURE: captured_[page] = bytes; return {};
-    case v1::FLIP: bytes[kPageBytes / 3] ^= std::byte{0xFF}; break;
-    case v1::DROP: FVMM_TRY(ram.template_page(page, bytes)); break;
+    case v1::CAPTURE:
+      captured_[page] = bytes;
+      return {};
+    case v1::FLIP:
+      bytes[kPageBytes / 3] ^= std::byte{0xFF};
+      break;
+    case v1::DROP:
+      FVMM_TRY(ram.template_page(page, bytes));
+      break;
     case v1::REPLAY:
       if (!captured_.contains(page)) return Error(Errc::kFailedPrecondition, "capture the page first");
       bytes = captured_[page];
       break;
-    default: return Error(Errc::kInvalidArgument, "unknown poke");
+    default:
+      return Error(Errc::kInvalidArgument, "unknown poke");
   }
   const auto target = ram.pages_for_load({page, 1});
   std::copy(bytes.begin(), bytes.end(), target.begin());

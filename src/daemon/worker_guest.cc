@@ -7,32 +7,37 @@
 
 namespace fvmm::daemon {
 
-Result<std::unique_ptr<vmm::Vm>> Worker::take_warm(const v1::VmConfig& config) {
+Result<std::shared_ptr<vmm::Vm>> Worker::take_warm(const v1::VmConfig& config) {
   if (config.memory_bytes() != options_.memory_bytes || config.vcpus() != options_.vcpus) {
-    return Error(Errc::kInternal, fmt::format("a VM of {} bytes and {} vCPUs in a worker made for {} and {}",
-                                              config.memory_bytes(), config.vcpus(), options_.memory_bytes,
-                                              options_.vcpus));
+    return Error(Errc::kInternal,
+                 fmt::format("a VM of {} bytes and {} vCPUs in a worker made for {} and {}", config.memory_bytes(),
+                             config.vcpus(), options_.memory_bytes, options_.vcpus));
   }
   const std::lock_guard lock(warm_mutex_);
   if (!warm_) return Error(Errc::kFailedPrecondition, "this worker has already been given a VM");
-  return std::move(warm_);
+  return std::shared_ptr<vmm::Vm>(std::move(warm_));
 }
 
-// Serial port with its log and console, and the CPU.
-Status Worker::dress(vmm::Vm& vm, const std::string& vm_directory, const vmm::CpuidTable& cpu) {
+// Serial port with its log and console, and the CPU. From here the VM lives as long as the worker: the console and `vm
+// show` use its serial port whatever becomes of the guest.
+Status Worker::dress(const std::shared_ptr<vmm::Vm>& shared, const std::string& vm_directory,
+                     const vmm::CpuidTable& cpu) {
+  vm_ = shared;
+  vmm::Vm& vm = *shared;
   devices::SerialOutput::Options log;
   log.log = std::filesystem::path(vm_directory) / "serial.log";
   FVMM_TRY(vm.attach_devices(std::move(log)));
   FVMM_TRY(vm.set_cpu(cpu), "set CPU");
   vm_directory_ = vm_directory;
   serial_ = vm.serial_output();
-  console_ = FVMM_TRY(devices::ConsoleServer::start(
-      options_.socket.string() + ".console", *vm.serial_output(),
-      [&vm](std::span<const std::byte> bytes) { return vm.serial_input(bytes); }), "console");
+  console_ = FVMM_TRY(
+      devices::ConsoleServer::start(options_.socket.string() + ".console", *vm.serial_output(),
+                                    [&vm](std::span<const std::byte> bytes) { return vm.serial_input(bytes); }),
+      "console");
   return {};
 }
 
-std::unique_ptr<migration::Guest> Worker::wrap(std::unique_ptr<vmm::Vm> vm, const v1::VmConfig& config,
+std::unique_ptr<migration::Guest> Worker::wrap(std::shared_ptr<vmm::Vm> vm, const v1::VmConfig& config,
                                                std::uint64_t token, std::optional<memory::OpenTemplate> pin) {
   auto guest = std::make_unique<migration::Guest>();
   guest->config = config;
@@ -77,11 +82,11 @@ Result<v1::WorkerInfo> Worker::boot(const v1::WorkerBootRequest& request) {
   const auto began = std::chrono::steady_clock::now();
   GuestSlot::Held held = FVMM_TRY(slot_.take("boot"));
   const v1::VmConfig& config = request.config();
-  std::unique_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(config));
+  std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(config));
   const auto supported = FVMM_TRY(vm->kvm().supported_cpuid());
   const std::string cpu(config.cpu_template().empty() ? vmm::default_cpu_template(vm->kvm().features())
                                                       : std::string_view(config.cpu_template()));
-  FVMM_TRY(dress(*vm, request.vm_directory(), FVMM_TRY(vmm::build_cpuid(cpu, supported, vm->tsc_khz()))));
+  FVMM_TRY(dress(vm, request.vm_directory(), FVMM_TRY(vmm::build_cpuid(cpu, supported, vm->tsc_khz()))));
   FVMM_TRY(vm->memory().map_zero());
   vmm::BootRequest boot;
   boot.kernel = config.kernel();
@@ -102,9 +107,9 @@ Result<v1::WorkerInfo> Worker::clone(const v1::WorkerCloneRequest& request) {
   const v1::MachineState state = FVMM_TRY(pin.machine_state());
   if (state.vcpus_size() == 0) return Error(Errc::kDataLoss, "template " + pin.info().name + " has no vCPU state");
   const auto cpu = FVMM_TRY(vmm::unpack_cpuid(state.vcpus(0).cpuid()));
-  std::unique_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(request.config()));
+  std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(request.config()));
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())), "template " + pin.info().name);
-  FVMM_TRY(dress(*vm, request.vm_directory(), cpu));
+  FVMM_TRY(dress(vm, request.vm_directory(), cpu));
   FVMM_TRY(vm->memory().map_private(pin.memory_file()));
   FVMM_TRY(vm->load_state(state), "template " + pin.info().name);
   auto guest = wrap(std::move(vm), request.config(), request.fencing_token(), std::move(pin));
@@ -124,10 +129,10 @@ Result<std::unique_ptr<migration::Guest>> Worker::make_replica(const v1::WorkerR
       return Error(Errc::kFailedPrecondition, "template " + pin->info().name + " has another content here");
     }
   }
-  std::unique_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(hello.vm()));
+  std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(hello.vm()));
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())));
   FVMM_TRY(vm->set_tsc_khz(hello.cpu().tsc_khz()));
-  FVMM_TRY(dress(*vm, request.vm_directory(), cpu));
+  FVMM_TRY(dress(vm, request.vm_directory(), cpu));
   FVMM_TRY(pin ? vm->memory().map_private(pin->memory_file()) : vm->memory().map_zero());
   return wrap(std::move(vm), hello.vm(), hello.fencing_token(), std::move(pin));
 }

@@ -44,9 +44,9 @@ class Worker {
   Result<v1::WorkerInfo> boot(const v1::WorkerBootRequest& request);
   Result<v1::WorkerInfo> clone(const v1::WorkerCloneRequest& request);
   Result<std::unique_ptr<migration::Guest>> make_replica(const v1::WorkerReceiveRequest& request);
-  Result<std::unique_ptr<vmm::Vm>> take_warm(const v1::VmConfig& config);
-  Status dress(vmm::Vm& vm, const std::string& vm_directory, const vmm::CpuidTable& cpu);
-  std::unique_ptr<migration::Guest> wrap(std::unique_ptr<vmm::Vm> vm, const v1::VmConfig& config, std::uint64_t token,
+  Result<std::shared_ptr<vmm::Vm>> take_warm(const v1::VmConfig& config);
+  Status dress(const std::shared_ptr<vmm::Vm>& vm, const std::string& vm_directory, const vmm::CpuidTable& cpu);
+  std::unique_ptr<migration::Guest> wrap(std::shared_ptr<vmm::Vm> vm, const v1::VmConfig& config, std::uint64_t token,
                                          std::optional<memory::OpenTemplate> pin);
   void show(const migration::Guest& guest);
   Status start(migration::Guest& guest, bool run, SteadyTime began);
@@ -76,16 +76,17 @@ class Worker {
   const std::string boot_id_;
   WorkerBoard board_;
   std::mutex warm_mutex_;
-  std::unique_ptr<vmm::Vm> warm_;                                        // warm_mutex_; taken once
+  std::unique_ptr<vmm::Vm> warm_;  // warm_mutex_; taken once
+  std::shared_ptr<vmm::Vm> vm_;    // once dressed; never given up
   GuestSlot slot_;
-  std::atomic<devices::SerialOutput*> serial_{nullptr};                  // of the guest, which lives as long as we do
+  std::atomic<devices::SerialOutput*> serial_{nullptr};  // of vm_
   std::unique_ptr<devices::ConsoleServer> console_;
   std::map<std::uint64_t, std::array<std::byte, kPageBytes>> captured_;  // test hook; with the guest in hand
   std::string vm_directory_;                                             // set with the guest
   v1::VmState before_migration_ = v1::VM_RUNNING;                        // with the guest in hand
   std::mutex session_mutex_;
-  std::shared_ptr<migration::SourceSession> source_;                     // session_mutex_; while one is under way
-  std::shared_ptr<migration::DestinationSession> destination_;           // session_mutex_; kept for questions
+  std::shared_ptr<migration::SourceSession> source_;            // session_mutex_; while one is under way
+  std::shared_ptr<migration::DestinationSession> destination_;  // session_mutex_; kept for questions
   std::atomic<bool> stopping_{false};
   std::unique_ptr<control::Server> server_;
 };

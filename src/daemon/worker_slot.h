@@ -2,6 +2,8 @@
 // else can touch it meanwhile, because nobody else has it.
 #pragma once
 
+#include <chrono>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -35,11 +37,16 @@ class GuestSlot {
     std::unique_ptr<migration::Guest> guest_;
   };
 
+  /// How long a command has the guest: others wait for a brief one, and are told of a long one.
+  enum class Stay { kLong, kBrief };
+
   /// Takes what is there, which may be nothing yet. kFailedPrecondition names what is under way.
-  Result<Held> take(std::string what) {
-    const std::lock_guard lock(mutex_);
+  Result<Held> take(std::string what, Stay stay = Stay::kLong) {
+    std::unique_lock lock(mutex_);
+    back_.wait_for(lock, kBriefMax, [this] { return under_way_.empty() || stay_ == Stay::kLong; });
     if (!under_way_.empty()) return Error(Errc::kFailedPrecondition, "the VM is busy: " + under_way_ + " is under way");
     under_way_ = std::move(what);
+    stay_ = stay;
     return Held(*this, std::move(guest_));
   }
 
@@ -48,11 +55,16 @@ class GuestSlot {
     const std::lock_guard lock(mutex_);
     guest_ = std::move(guest);
     under_way_.clear();
+    back_.notify_all();
   }
 
+  static constexpr std::chrono::seconds kBriefMax{2};
+
   std::mutex mutex_;
+  std::condition_variable back_;
   std::unique_ptr<migration::Guest> guest_;  // mutex_
   std::string under_way_;                    // mutex_; empty: the guest rests here
+  Stay stay_ = Stay::kLong;                  // mutex_; of what is under way
 };
 
 }  // namespace fvmm::daemon

@@ -9,7 +9,8 @@ std::chrono::microseconds expected_downtime(const Progress& progress) {
   if (progress.bytes_per_second <= 0) return std::chrono::microseconds::max();
   const double seconds = static_cast<double>(progress.pages_left * kPageBytes) / progress.bytes_per_second;
   constexpr double kLongest = 3600;
-  return kPauseFixedCost + std::chrono::microseconds(static_cast<std::int64_t>((seconds > kLongest ? kLongest : seconds) * 1e6));
+  return kPauseFixedCost +
+         std::chrono::microseconds(static_cast<std::int64_t>((seconds > kLongest ? kLongest : seconds) * 1e6));
 }
 
 Decision decide(const Progress& progress) {

@@ -11,10 +11,10 @@ inline constexpr std::chrono::microseconds kPauseFixedCost{1500};  // kick, stat
 
 struct Progress {
   std::uint32_t rounds_done = 0;
-  std::uint64_t pages_left = 0;          // dirtied during the last round
-  double bytes_per_second = 0;           // measured over the last round
+  std::uint64_t pages_left = 0;  // dirtied during the last round
+  double bytes_per_second = 0;   // measured over the last round
   std::chrono::microseconds max_downtime{};
-  bool deadline_near = false;            // less than a quarter of the time is left
+  bool deadline_near = false;  // less than a quarter of the time is left
 };
 
 enum class Decision { kContinue, kPause, kGiveUp };

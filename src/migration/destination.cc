@@ -5,6 +5,7 @@
 
 #include <future>
 
+#include "base/scope_exit.h"
 #include "migration/transport.h"
 #include "net/frame.h"
 
@@ -84,6 +85,16 @@ void DestinationSession::populate_expected() {
   }
 }
 
+// A source that is gone makes no more of them: that is seen at its control connection, not waited out.
+Result<DataConnection> DestinationSession::next_connection(const Deadline& deadline) {
+  for (;;) {
+    if (auto connection = connections_.receive(deadline.sooner(kControlLook))) return std::move(*connection);
+    if (cancelled_) return Error(Errc::kCancelled, "cancelled");  // and the box is closed
+    if (control_->closed_by_peer()) return Error(Errc::kUnavailable, "the source closed the session");
+    if (deadline.passed()) return Error(Errc::kDeadlineExceeded, "the data connections did not come");
+  }
+}
+
 Status DestinationSession::collect_connections() {
   const Deadline deadline = deadline_.sooner(environment_.waits.connections);
   {
@@ -91,13 +102,12 @@ Status DestinationSession::collect_connections() {
     data_.resize(hello_.connections());
   }
   for (std::uint32_t i = 0; i < hello_.connections(); ++i) {
-    std::optional<DataConnection> connection = connections_.receive(deadline);
-    if (!connection) return Error(Errc::kDeadlineExceeded, "the data connections did not come");
+    DataConnection connection = FVMM_TRY(next_connection(deadline));
     const std::lock_guard lock(data_mutex_);
-    if (connection->index >= data_.size() || data_[connection->index]) {
-      return Error(Errc::kDataLoss, fmt::format("data connection {} is not due", connection->index));
+    if (connection.index >= data_.size() || data_[connection.index]) {
+      return Error(Errc::kDataLoss, fmt::format("data connection {} is not due", connection.index));
     }
-    data_[connection->index] = std::move(connection->stream);
+    data_[connection.index] = std::move(connection.stream);
   }
   pause_begins_.emplace();
   const bool fresh = guest_->base.id().empty();
@@ -190,6 +200,7 @@ void DestinationSession::settle() {
 // Once READY was said the refusal must be durable before it is spoken: the source takes it as the right to run again.
 void DestinationSession::refuse(const Error& error) {
   spdlog::warn("incoming {} refused: {}", hello_.vm().name(), error.message());
+  const ScopeExit close([this] { close_data(); });  // after the reason was said
   v1::PeerMessage message;
   message.set_code(static_cast<std::uint32_t>(error.code()));
   message.set_reason(error.message());
@@ -211,6 +222,14 @@ void DestinationSession::refuse(const Error& error) {
     message.set_kind(v1::PEER_REFUSED_DURABLY);
   }
   (void)net::send_message(*control_, net::FrameType::kControl, message, Deadline::after(std::chrono::seconds(1)));
+}
+
+// This object may live on for questions, and a source whose pages nobody reads would wait for its deadline, guest
+// paused.
+void DestinationSession::close_data() {
+  connections_.close();
+  while (connections_.try_receive()) continue;
+  cancel_data();
 }
 
 void DestinationSession::start_ended(Start how) {
@@ -256,6 +275,10 @@ void DestinationSession::cancel() {
   if (verdict_.value() == Verdict::Value::kCommitted) return;
   control_->cancel();
   connections_.close();
+  cancel_data();
+}
+
+void DestinationSession::cancel_data() {
   const std::lock_guard lock(data_mutex_);
   for (auto& stream : data_) {
     if (stream) stream->cancel();

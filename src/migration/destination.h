@@ -8,8 +8,8 @@
 #include <condition_variable>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "base/clock.h"
@@ -28,8 +28,9 @@ namespace fvmm::migration {
 inline constexpr std::size_t kDataConnectionsQueued = 16;
 inline constexpr std::chrono::seconds kCommitWait{15};  // after PREPARED; then the replica is refused durably
 inline constexpr std::chrono::seconds kSettledWait{10};
-inline constexpr std::chrono::seconds kConnectionsWait{10};  // after READY, for all data connections
-inline constexpr std::chrono::seconds kStartWait{3};         // of a question, for the end of a start under way
+inline constexpr std::chrono::seconds kConnectionsWait{10};   // after READY, for all data connections
+inline constexpr std::chrono::milliseconds kControlLook{50};  // between two looks for the source's end meanwhile
+inline constexpr std::chrono::seconds kStartWait{3};          // of a question, for the end of a start under way
 
 struct DataConnection {
   std::uint32_t index = 0;
@@ -81,6 +82,7 @@ class DestinationSession {
   Status prepare();
   void populate_expected();
   Status collect_connections();
+  Result<DataConnection> next_connection(const Deadline& deadline);
   Status receive_all();
   Status load();
   Status wait_for_commit();
@@ -88,6 +90,8 @@ class DestinationSession {
   void settle();
   enum class Start { kOpen, kRunning, kFailed };
   void start_ended(Start how);
+  void close_data();
+  void cancel_data();  // thread: any
   v1::SessionAnswer refused_answer();
   Status step(std::string_view name);
   Status advance(DestinationEvent event);
@@ -114,7 +118,7 @@ class DestinationSession {
   std::vector<v1::Timing> timings_;
   SteadyTime phase_began_;
   std::optional<ScopedFifo> pause_begins_;  // this thread's waits are the guest's downtime from here to STARTED
-  std::mutex record_mutex_;  // the record is written by the session and by answer()
+  std::mutex record_mutex_;                 // the record is written by the session and by answer()
   std::mutex start_mutex_;
   std::condition_variable start_changed_;
   Start start_ = Start::kOpen;  // start_mutex_

@@ -45,7 +45,8 @@ constexpr std::optional<DestinationState> next(DestinationState state, Destinati
       break;
     case S::kStarted:
     case S::kRefused:
-    case S::kGone: break;
+    case S::kGone:
+      break;
   }
   return std::nullopt;
 }

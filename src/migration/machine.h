@@ -1,4 +1,5 @@
-// What a migration needs of a VM, and the VM with its identity and template: the object a migration takes and gives back.
+// What a migration needs of a VM, and the VM with its identity and template: the object a migration takes and gives
+// back.
 #pragma once
 
 #include <memory>
@@ -38,8 +39,8 @@ class Machine {
 struct Guest {
   v1::VmConfig config;
   std::uint64_t fencing_token = 0;
-  v1::TemplateRef base;                                   // empty id: the zero template
-  std::optional<memory::OpenTemplate> pin;                // holds the base while we map it
+  v1::TemplateRef base;                     // empty id: the zero template
+  std::optional<memory::OpenTemplate> pin;  // holds the base while we map it
   std::unique_ptr<Machine> machine;
   std::unique_ptr<memory::DirtyTracker::Reader> since_base;  // pages that differ from the base; dies before the machine
 };

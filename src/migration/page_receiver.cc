@@ -18,7 +18,8 @@ Status PageReceiver::run(const Deadline& deadline) {
     FVMM_TRY(stream_.receive(std::span<std::byte>(bytes), deadline));
     const net::FrameHeader header = FVMM_TRY(net::decode(bytes));
     if (header.sequence != counters_.frames) {
-      return Error(Errc::kDataLoss, fmt::format("frame {} arrived where {} was due", header.sequence, counters_.frames));
+      return Error(Errc::kDataLoss,
+                   fmt::format("frame {} arrived where {} was due", header.sequence, counters_.frames));
     }
     counters_.bytes += bytes.size();
     if (header.type == net::FrameType::kEnd) return {};

@@ -1,10 +1,10 @@
 // Pages from guest memory onto one connection: classified, framed, gathered by the kernel straight from where they lie.
 #pragma once
 
-#include <atomic>
 #include <array>
-#include <functional>
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -18,16 +18,17 @@ namespace fvmm::migration {
 
 struct SendCounters {
   std::uint64_t frames = 0;
-  std::uint64_t pages = 0;       // raw and zero
+  std::uint64_t pages = 0;  // raw and zero
   std::uint64_t zero_pages = 0;
-  std::uint64_t bytes = 0;       // on the wire, headers included
+  std::uint64_t bytes = 0;  // on the wire, headers included
 };
 
-/// Sends ranges of one memory image over one stream; a frame is in flight while the next is prepared. Owner: one thread.
+/// Sends ranges of one memory image over one stream; a frame is in flight while the next is prepared. Owner: one
+/// thread.
 class PageSender {
  public:
-  /// `base` is the image in linear RAM order. It is read while frames are in flight: what the guest changes meanwhile is
-  /// dirty again and sent again.
+  /// `base` is the image in linear RAM order. It is read while frames are in flight: what the guest changes meanwhile
+  /// is dirty again and sent again.
   PageSender(net::Stream& stream, const std::byte* base);
 
   /// Sends the pages, in order. On return all of them have been handed to the kernel.

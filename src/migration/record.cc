@@ -9,7 +9,9 @@ constexpr std::uint64_t kRecordBytesMax = 64 * 1024;
 
 }  // namespace
 
-Status FileJournal::write(const v1::SessionRecord& record) { return replace_file(path_, record.SerializeAsString()); }
+Status FileJournal::write(const v1::SessionRecord& record) {
+  return replace_file(path_, record.SerializeAsString());
+}
 
 Result<v1::SessionRecord> read_session_record(const std::filesystem::path& vm_directory) {
   const auto path = vm_directory / kSessionRecordName;

@@ -11,7 +11,8 @@ namespace fvmm::migration {
 
 inline constexpr std::string_view kSessionRecordName = "session.pb";
 
-/// Where a session's record is kept. A file in production; in memory, or failing, in tests. Owner: the session's thread.
+/// Where a session's record is kept. A file in production; in memory, or failing, in tests. Owner: the session's
+/// thread.
 class Journal {
  public:
   Journal() = default;

@@ -29,7 +29,7 @@
 namespace fvmm::migration {
 
 inline constexpr unsigned kConnectionsMax = 8;
-inline constexpr std::uint64_t kShardPages = 512;  // 2 MiB: a page always travels on the same connection
+inline constexpr std::uint64_t kShardPages = 512;       // 2 MiB: a page always travels on the same connection
 inline constexpr std::chrono::seconds kAnswerWait{10};  // for each of PREPARED and STARTED, inside the overall deadline
 inline constexpr std::chrono::seconds kAskWait{4};      // for one question about a session; then it is asked again
 inline constexpr std::chrono::milliseconds kAskPause{100};  // between two questions
@@ -107,7 +107,7 @@ class SourceSession {
   SteadyTime paused_at_{};
   bool we_paused_ = false;
   std::optional<ScopedFifo> pause_begins_;  // this thread's waits are the guest's downtime from the pause to STARTED
-  bool recorded_ = false;  // `leaving` is durable
+  bool recorded_ = false;                   // `leaving` is durable
   std::uint32_t rounds_ = 0;
   double rate_ = 0;  // bytes per second of the last round
   double setup_ms_ = 0;

@@ -105,7 +105,8 @@ Result<PushStats> push_template(const memory::OpenTemplate& source, net::Stream&
     *end.mutable_state() = FVMM_TRY(source.machine_state());
     FVMM_TRY(net::send_message(stream, net::FrameType::kControl, end, deadline), "push " + info.name);
     const v1::PeerMessage sealed = FVMM_TRY(hear(stream, deadline), "push " + info.name);
-    if (sealed.kind() != v1::PEER_PUSH_SEALED) return Error(Errc::kDataLoss, "push: the peer did not say that it sealed");
+    if (sealed.kind() != v1::PEER_PUSH_SEALED)
+      return Error(Errc::kDataLoss, "push: the peer did not say that it sealed");
     stats.bytes_sent = sender.counters().bytes;
   }
   stats.duration_ms = to_ms(std::chrono::steady_clock::now() - began);

@@ -88,7 +88,8 @@ Status receive_pages(net::Stream& stream, std::uint64_t pages, Absorber& absorbe
     std::array<std::byte, net::kFrameHeaderBytes> bytes{};
     FVMM_TRY(stream.receive(std::span<std::byte>(bytes), deadline));
     const net::FrameHeader header = FVMM_TRY(net::decode(bytes));
-    if (header.sequence != due) return Error(Errc::kDataLoss, fmt::format("frame {} where {} was due", header.sequence, due));
+    if (header.sequence != due)
+      return Error(Errc::kDataLoss, fmt::format("frame {} where {} was due", header.sequence, due));
     if (header.type == net::FrameType::kEnd) return {};
     if (header.type != net::FrameType::kPages) return Error(Errc::kDataLoss, "a frame that is neither pages nor end");
     table.resize(std::size_t{header.entries} * net::kTableEntryBytes);
@@ -107,7 +108,8 @@ Status say(net::Stream& stream, v1::PeerKind kind, const Deadline& deadline) {
   return net::send_message(stream, net::FrameType::kControl, message, deadline);
 }
 
-Status receive(net::Stream& stream, const v1::PeerHello& hello, memory::TemplateStore& store, const Deadline& deadline) {
+Status receive(net::Stream& stream, const v1::PeerHello& hello, memory::TemplateStore& store,
+               const Deadline& deadline) {
   const v1::TemplateRef& ref = hello.template_();
   const Id id = FVMM_TRY(Id::from_bytes(ref.id()), "template id");
   const memory::Digest digest = FVMM_TRY(Id::from_bytes(ref.digest()), "template digest");

@@ -11,7 +11,7 @@ namespace fvmm::migration {
 
 class VmMachine final : public Machine {
  public:
-  VmMachine(std::unique_ptr<vmm::Vm> vm, std::string boot_id) : vm_(std::move(vm)), boot_id_(std::move(boot_id)) {}
+  VmMachine(std::shared_ptr<vmm::Vm> vm, std::string boot_id) : vm_(std::move(vm)), boot_id_(std::move(boot_id)) {}
   memory::GuestMemory& memory() override { return vm_->memory(); }
   memory::DirtyTracker& dirty() override { return vm_->dirty(); }
   [[nodiscard]] bool paused() const override { return vm_->paused(); }
@@ -29,7 +29,7 @@ class VmMachine final : public Machine {
   [[nodiscard]] vmm::Vm& vm() { return *vm_; }
 
  private:
-  std::unique_ptr<vmm::Vm> vm_;
+  std::shared_ptr<vmm::Vm> vm_;  // shared with whoever serves its serial port
   std::string boot_id_;
 };
 

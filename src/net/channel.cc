@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <atomic>
@@ -226,6 +227,11 @@ Status Channel::receive(std::span<const iovec> parts, const Deadline& deadline) 
     }
   }
   return {};
+}
+
+bool Channel::closed_by_peer() const {
+  pollfd item{.fd = state_->socket.get(), .events = POLLRDHUP, .revents = 0};
+  return ::poll(&item, 1, 0) > 0;  // POLLRDHUP, POLLHUP or POLLERR
 }
 
 void Channel::cancel() {

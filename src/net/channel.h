@@ -49,6 +49,7 @@ class Channel final : public Stream {
   Status finish_send(const Deadline& deadline) override;
   Status receive(std::span<const iovec> parts, const Deadline& deadline) override;
   using Stream::receive;
+  [[nodiscard]] bool closed_by_peer() const override;
   void cancel() override;
   [[nodiscard]] int fd() const;
   /// The socket; the channel is dead after. Checked: nothing in flight, no send unfinished.

@@ -31,6 +31,8 @@ class Stream {
   virtual Status finish_send(const Deadline& deadline) = 0;
   /// Fills every part completely. kUnavailable "closed by peer" at end of stream, kDeadlineExceeded, kCancelled.
   virtual Status receive(std::span<const iovec> parts, const Deadline& deadline) = 0;
+  /// Whether the peer has closed its side; bytes it sent before may still be waiting. Never waits.
+  [[nodiscard]] virtual bool closed_by_peer() const { return false; }
   /// Makes the owner's current and later calls end with kCancelled. Thread: any.
   virtual void cancel() = 0;
 

@@ -14,7 +14,8 @@ class DaemonFailures : public ::testing::Test {
     b_ = &cluster_.add("B");
   }
   void TearDown() override {
-    if (a_ != nullptr) EXPECT_TRUE(cluster_.at_most_one_runs("web"));
+    if (a_ == nullptr) return;  // skipped
+    EXPECT_TRUE(cluster_.at_most_one_runs("web"));
   }
 
   static Ctl migrate(Host& from, Host& to, const std::string& mode, const std::string& hook = "") {
@@ -52,7 +53,9 @@ class DaemonFailures : public ::testing::Test {
       Host& from = i % 2 == 0 ? *a_ : *b_;
       Host& to = i % 2 == 0 ? *b_ : *a_;
       expect_survived(from, to, mode, hooks[i]);
-      if (i % 4 < 2) EXPECT_EQ(from.ctl({"vm", "rm", "web"}).code, 0);
+      if (i % 4 < 2) {
+        EXPECT_EQ(from.ctl({"vm", "rm", "web"}).code, 0);
+      }
     }
   }
 

@@ -6,8 +6,10 @@
 #include <cstring>
 #include <random>
 
+#include "control/client.h"
 #include "control/frame.h"
 #include "control/server.h"
+#include "proto/control.pb.h"
 #include "proto/rpc.pb.h"
 #include "support/daemons.h"
 #include "support/peer_talk.h"

@@ -168,14 +168,15 @@ TEST_P(TemplateRestartTest, AKilledFvmmdLeavesAWholeTemplateOrNone) {
 
   host.kill_daemon();
 
-  EXPECT_EQ(creating.finish().code, 3) << "the daemon could not be reached any more";
+  const Ctl created = creating.finish();
+  EXPECT_TRUE(created.code == 3 || created.code == 0) << "lost with its daemon, or done just before: " << created;
   host.start();
   EXPECT_EQ(pid_of(host.vm("web")), worker);
   // The worker goes on by itself: it seals, or it has.
-  EXPECT_TRUE(wait_until([&] { return half_made(host).empty(); })) << half_made(host).front();
+  EXPECT_TRUE(wait_until([&] { return half_made(host).empty(); })) << "a staging directory stays";
   EXPECT_TRUE(host.verified_after_now("web"));
   const Ctl again = host.ctl({"template", "create", "base", "--from", "web"});
-  if (again.code != 0) EXPECT_NE(again.err.find("exists"), std::string::npos) << again;
+  EXPECT_TRUE(again.code == 0 || again.err.find("exists") != std::string::npos) << again;
   EXPECT_EQ(host.ctl({"template", "verify", "base"}).code, 0);
   ASSERT_EQ(host.ctl({"vm", "clone", "copy", "--template", "base", "--start"}).code, 0);
   EXPECT_TRUE(host.verified_after_now("copy"));
@@ -194,7 +195,7 @@ TEST_P(TemplateRestartTest, AKilledWorkerLeavesNothingThatARestartDoesNotClear) 
   const Ctl created = creating.finish();
   ASSERT_TRUE(wait_until([&] { return host.state("web") == "lost"; }));
   const bool sealed = host.ctl({"template", "verify", "base"}).code == 0;
-  if (created.code == 0) EXPECT_TRUE(sealed) << "what was promised is there";
+  EXPECT_TRUE(sealed || created.code != 0) << "what was promised is there";
   host.kill_daemon();
   host.start();
   EXPECT_TRUE(half_made(host).empty());

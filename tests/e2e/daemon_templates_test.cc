@@ -71,6 +71,7 @@ TEST_F(TemplatesTest, ARunningVmGoesOnUponItsTemplateAndItsDeltaGrowsFromNothing
 
 TEST_F(TemplatesTest, APausedVmStaysPausedAndItsClonesContinueItsInstant) {
   ASSERT_TRUE(boot_workload(host(), "web"));
+  ASSERT_TRUE(host().next_heartbeat("web"));
   ASSERT_EQ(host().ctl({"vm", "pause", "web"}).code, 0);
   const std::uint64_t stood_at = heartbeats(host().serial("web")).back().n;
 

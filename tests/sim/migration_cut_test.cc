@@ -166,6 +166,7 @@ TEST(MigrationChaos, AnyMixtureOfFailuresIsSound) {
     scenario.connections = 1 + static_cast<unsigned>(random() % 4);
     scenario.steps_before = static_cast<unsigned>(random() % 8);
     scenario.source_waits.asking = std::chrono::milliseconds(20);
+    scenario.destination_waits.connections = std::chrono::milliseconds(100);
     scenario.destination_waits.start = std::chrono::seconds(1);
     const auto cut_connection = static_cast<unsigned>(random() % 6);
     const std::uint64_t cut_bytes = random() % (cut_connection == 0 ? 700 : 300'000);

@@ -191,6 +191,20 @@ TEST(MigrationStall, StalledPagesGiveTheGuestBackAtTheDeadline) {
   migration.expect_sound();
 }
 
+// The session object of the destination lives on for questions: its connections must not.
+TEST(MigrationStall, DestinationThatFailsUnderWayDoesNotLeaveTheSourceSending) {
+  Scenario scenario = quick();
+  scenario.mode = Mode::kPrecopy;
+  scenario.steps_before = 60;
+  scenario.pages_per_step = 60;  // more than the pipe's buffer holds
+  scenario.timeout = std::chrono::hours(1);
+  scenario.destination_step = fail_at("receive");
+  FakeMigration migration(scenario);
+  migration.run();
+  EXPECT_EQ(migration.state(), SourceState::kAborted);
+  migration.expect_sound();
+}
+
 TEST(MigrationStall, StartedThatDoesNotComeIsAskedFor) {
   Scenario scenario = quick();
   std::uint64_t before_started = 0;

@@ -108,6 +108,32 @@ TEST(MigrationSession, GuestPausedByItsUserStaysPausedHereAfterAFailure) {
   migration.expect_sound();
 }
 
+TEST(MigrationSession, GuestPausedByItsUserArrivesPaused) {
+  Scenario scenario;
+  scenario.seed = sim_seed();
+  scenario.running = false;
+  FakeMigration migration(scenario);
+  migration.run();
+  EXPECT_EQ(migration.state(), SourceState::kDone) << migration.result().error();
+  EXPECT_EQ(migration.runners().most(), 0);
+  migration.expect_sound();
+}
+
+// Every second page dirty: more hints than a Hello may carry.
+TEST(MigrationSession, ScatteredDeltaFitsIntoTheHello) {
+  Scenario scenario;
+  scenario.seed = sim_seed();
+  scenario.pages_per_step = 0;
+  FakeMigration migration(scenario);
+  for (std::uint64_t page = 0; page < kFakePages; page += 2) {
+    const std::uint64_t word = page + 1;
+    ASSERT_TRUE(migration.source().machine->memory().write(page * kPageBytes, std::as_bytes(std::span(&word, 1))).ok());
+  }
+  migration.run();
+  EXPECT_EQ(migration.state(), SourceState::kDone) << migration.result().error();
+  migration.expect_sound();
+}
+
 TEST(MigrationSession, GuestThatDirtiesFasterThanTheLinkIsLeftAlone) {
   Scenario scenario;
   scenario.seed = sim_seed();

@@ -289,7 +289,8 @@ class Cluster {
     const UniqueFd read_end(ends[0]);
     alive_.reset(ends[1]);  // closed by the kernel however we end
     const std::string script =
-        "read end; for p in /proc/[0-9]*; do [ ${p#/proc/} = $$ ] || ! grep -qs \"$0/\" $p/cmdline || "
+        "trap '' TERM INT HUP; read end; for p in /proc/[0-9]*; do [ ${p#/proc/} = $$ ] || ! grep -qs \"$0/\" "
+        "$p/cmdline || "
         "kill -9 ${p#/proc/}; done; rm -rf \"$0\"";
     watchdog_ = std::make_unique<Process>(std::vector<std::string>{"sh", "-c", script, root_.string()}, "/dev/null",
                                           "/dev/null", read_end.get());

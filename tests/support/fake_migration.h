@@ -157,7 +157,8 @@ class FakeMigration {
     if (scenario_.destination_failing_writes.empty()) {
       EXPECT_EQ(peer_disk().outcome(), v1::OUTCOME_STARTED);
     }
-    ASSERT_TRUE(destination_runs());
+    ASSERT_NE(destination(), nullptr);
+    EXPECT_EQ(destination_runs(), scenario_.running) << "a guest that its user had paused arrives paused";
     expect_same_guest();
   }
   void expect_aborted() {

@@ -114,6 +114,7 @@ class FakePeer final : public migration::Transport {
     return session_;
   }
   [[nodiscard]] migration::Guest* guest() { return guest_.get(); }
+  [[nodiscard]] std::unique_ptr<migration::Guest> take_guest() { return std::move(guest_); }
   [[nodiscard]] const std::optional<Error>& error() const { return error_; }
   [[nodiscard]] bool killed() const { return killed_; }
   [[nodiscard]] const FakeDisk& disk() const { return *options_.disk; }

@@ -1,11 +1,14 @@
 // A booted VM of our own guests inside the test process, and what it printed.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
 
+#include "support/heartbeats.h"
 #include "support/kvm.h"
 #include "vmm/vm.h"
 
@@ -21,10 +24,67 @@ inline Result<std::unique_ptr<vmm::Vm>> make_vm(std::uint64_t memory_bytes, vmm:
   auto vm = FVMM_TRY(vmm::Vm::create({.memory_bytes = memory_bytes, .vcpus = 1}, std::move(on_stopped)));
   FVMM_TRY(vm->attach_devices({}));
   const auto supported = FVMM_TRY(vm->kvm().supported_cpuid());
-  FVMM_TRY(vm->set_cpu(FVMM_TRY(
-      vmm::build_cpuid(vmm::default_cpu_template(vm->kvm().features()), supported, vm->tsc_khz()))));
+  FVMM_TRY(vm->set_cpu(
+      FVMM_TRY(vmm::build_cpuid(vmm::default_cpu_template(vm->kvm().features()), supported, vm->tsc_khz()))));
   return vm;
 }
+
+/// A VM of the same shape and CPU as another, nothing in memory yet: what a destination or a clone starts with.
+inline Result<std::unique_ptr<vmm::Vm>> make_sibling(const vmm::Vm& other, vmm::VmStopped on_stopped = {}) {
+  if (!on_stopped) on_stopped = [](const vmm::VcpuStop& stop) { ADD_FAILURE() << "guest stopped: " << stop.report; };
+  auto vm = FVMM_TRY(vmm::Vm::create(other.shape(), std::move(on_stopped)));
+  FVMM_TRY(vm->attach_devices({}));
+  FVMM_TRY(vm->set_cpu(other.cpuid()));
+  return vm;
+}
+
+/// All memory of a paused VM into another, whose memory it maps anonymously. Zero pages stay untouched.
+inline Status copy_memory(vmm::Vm& from, vmm::Vm& to) {
+  FVMM_TRY(to.memory().map_zero());
+  for (memory::PageIndex page = 0; page < from.memory().layout().pages(); ++page) {
+    const auto bytes = from.memory().pages({page, 1});
+    if (std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; })) continue;
+    std::copy(bytes.begin(), bytes.end(), to.memory().pages_for_load({page, 1}).begin());
+  }
+  return {};
+}
+
+/// A new VM with a paused one's memory and state: paused, ready to go on where the other stands. `edit` changes the
+/// state on its way, which passes through protobuf's wire format as it would on a wire.
+inline Result<std::unique_ptr<vmm::Vm>> replica_of(vmm::Vm& from,
+                                                   const std::function<void(v1::MachineState&)>& edit = {}) {
+  v1::MachineState state;
+  EXPECT_TRUE(state.ParseFromString(FVMM_TRY(from.save_state()).SerializeAsString()));
+  if (edit) edit(state);
+  auto to = FVMM_TRY(make_sibling(from));
+  FVMM_TRY(copy_memory(from, *to));
+  FVMM_TRY(to->load_state(state));
+  return to;
+}
+
+/// Learns of a guest's end from the vCPU's thread.
+class StopLatch {
+ public:
+  [[nodiscard]] vmm::VmStopped callback() {
+    return [this](const vmm::VcpuStop& stop) {
+      if (count_.fetch_add(1) == 0) stop_.set_value(stop);
+    };
+  }
+  /// The first stop; a failure of the test when none comes.
+  vmm::VcpuStop wait(std::chrono::seconds limit = std::chrono::seconds(30)) {
+    auto future = stop_.get_future();
+    if (future.wait_for(limit) != std::future_status::ready) {
+      ADD_FAILURE() << "the guest did not stop";
+      return {};
+    }
+    return future.get();
+  }
+  [[nodiscard]] int count() const { return count_; }
+
+ private:
+  std::promise<vmm::VcpuStop> stop_;
+  std::atomic<int> count_{0};
+};
 
 /// Boots one of our guests on the zero template, paused before its first instruction.
 inline Result<std::unique_ptr<vmm::Vm>> boot_vm(const std::string& name, std::uint64_t memory_bytes,
@@ -47,6 +107,51 @@ inline std::string wait_for_output(vmm::Vm& vm, const std::string& text, std::si
   }
   ADD_FAILURE() << "no \"" << text << "\" in: " << vm.serial_output()->recent();
   return {};
+}
+
+/// What a person types; how many bytes the port took.
+inline std::size_t type(vmm::Vm& vm, const std::string& text) {
+  return vm.serial_input(std::as_bytes(std::span(text)));
+}
+
+/// Waits for one more line with this prefix than there are now; that line. Empty (and a failure) at the deadline.
+inline std::string wait_for_next(vmm::Vm& vm, const std::string& prefix) {
+  const auto lines_of = [&] {
+    const std::string all = vm.serial_output()->recent();
+    std::vector<std::string> found;
+    std::istringstream lines(all.substr(0, all.rfind('\n') + 1));
+    for (std::string line; std::getline(lines, line);) {
+      if (line.starts_with(prefix)) found.push_back(line);
+    }
+    return found;
+  };
+  const std::size_t before = lines_of().size();
+  const Deadline deadline = Deadline::after(std::chrono::seconds(60));
+  while (!deadline.passed()) {
+    const auto now = lines_of();
+    if (now.size() > before) return now[before];
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  ADD_FAILURE() << "no further \"" << prefix << "\" in: " << vm.serial_output()->recent();
+  return {};
+}
+
+/// Waits until the workload has verified everything since this call: a whole sweep that began after what it said last.
+/// Returns the guest's complaint, empty when all is well.
+inline std::string verified(vmm::Vm& vm) {
+  const auto last = [&] {
+    const auto beats = heartbeats(vm.serial_output()->recent());
+    return beats.empty() ? Heartbeat{} : beats.back();
+  };
+  (void)wait_for_next(vm, "HB ");
+  const std::uint64_t sweeps = last().sweeps;
+  const Deadline deadline = Deadline::after(std::chrono::seconds(60));
+  while (last().sweeps < sweeps + 2) {  // the one under way, then a whole one
+    if (deadline.passed()) return "no sweep: " + vm.serial_output()->recent();
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  if (last().errors != 0) return "errors: " + vm.serial_output()->recent();
+  return complaint(vm.serial_output()->recent());
 }
 
 }  // namespace fvmm::test

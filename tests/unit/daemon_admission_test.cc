@@ -48,8 +48,10 @@ TEST_F(AdmissionTest, SameVmComesBackOnlyWhereItMovedAway) {
     host_.vms = {same_vm(state, 4)};
     const auto admission = admit(hello_, host_);
     EXPECT_EQ(admission.ok(), state == v1::VM_MOVED) << number;
-    if (admission) EXPECT_TRUE(admission->returns);
-    if (state == v1::VM_UNSETTLED) EXPECT_EQ(admission.error().code(), Errc::kFailedPrecondition);
+    EXPECT_EQ(admission && admission->returns, state == v1::VM_MOVED);
+    if (state == v1::VM_UNSETTLED) {
+      EXPECT_EQ(admission.error().code(), Errc::kFailedPrecondition);
+    }
   }
 }
 
