@@ -152,7 +152,10 @@ Result<VcpuProfile> probe_vcpu(int vcpu_fd, std::span<const std::uint32_t> migra
     for (const kvm_msr_entry& entry : out) profile.msrs.push_back(entry.index);
     at += done + 1;  // the one it stopped at is not readable for this guest
   }
-  profile.tsc_offset = get_tsc_offset(vcpu_fd).ok();
+  // A fresh vCPU's TSC starts near zero, so its offset does not; where it reads as zero, KVM applies none.
+  const auto offset = get_tsc_offset(vcpu_fd);
+  profile.tsc_offset = offset.ok();
+  profile.tsc_fixed = offset.ok() && *offset == 0;
   return profile;
 }
 

@@ -19,6 +19,7 @@ inline constexpr std::uint32_t kTscTolerancePpm = 250;  // KVM's own: within it 
 struct VcpuProfile {
   std::vector<std::uint32_t> msrs;  // readable here, without those derived from others (IA32_TSC)
   bool tsc_offset = false;          // KVM_VCPU_TSC_OFFSET works
+  bool tsc_fixed = false;           // the guest reads the host's TSC, whatever is set (KVM-PVM)
 };
 
 /// Probes a fresh vCPU. Cost: about 100 us, so once, when the worker is made.

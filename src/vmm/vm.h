@@ -96,8 +96,9 @@ class Vm {
   Status build();
   Status add_memslots();
   struct TscPlace {
-    bool by_offset = false;
-    std::uint64_t value = 0;  // the offset, else the TSC itself
+    enum class How { kLeave, kOffset, kValue };
+    How how = How::kLeave;
+    std::uint64_t value = 0;  // the offset, or the TSC itself
   };
   /// On the threads of vCPUs [first, end), at once; the first error.
   Status on_each_vcpu(const std::function<Status(Vcpu&)>& function, unsigned first = 0, unsigned end = kVcpusMax);
@@ -107,6 +108,7 @@ class Vm {
   Status save_clocks(v1::MachineState& state);
   Status load_vcpus(const v1::MachineState& state);
   Result<TscPlace> place_tsc(Vcpu& first, const v1::MachineState& state);
+  static Status set_tsc_place(Vcpu& vcpu, const TscPlace& place);
 
   Kvm kvm_;
   VmShape shape_;

@@ -1,6 +1,8 @@
 // Vm::save_state and load_state: the order in which a machine's parts go out of KVM and come back. docs/vmm.md has it
 // with its reasons.
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <x86intrin.h>
 
 #include <cstring>
 
@@ -102,12 +104,12 @@ Status Vm::save_irqchip(v1::MachineState& state) {
   return {};
 }
 
-// The TSC at the very instant of the clocks' reading. Where the kernel does not name that instant, the TSC is read
-// again, so that it is not older than what the realtime says.
+// The TSC at the instant of the clocks' reading, or right after it where the kernel does not name that instant.
 Status Vm::save_clocks(v1::MachineState& state) {
   *state.mutable_clock() = FVMM_TRY(save_clock(fd_.get()));
-  if (state.clock().host_tsc() != 0 && profile_.tsc_offset && !tsc_scaled_) {
-    for (v1::VcpuState& vcpu : *state.mutable_vcpus()) vcpu.set_guest_tsc(state.clock().host_tsc() + vcpu.tsc_offset());
+  if (profile_.tsc_offset && !tsc_scaled_) {
+    const std::uint64_t host_tsc = state.clock().host_tsc() != 0 ? state.clock().host_tsc() : __rdtsc();
+    for (v1::VcpuState& vcpu : *state.mutable_vcpus()) vcpu.set_guest_tsc(host_tsc + vcpu.tsc_offset());
     return {};
   }
   return on_each_vcpu([&](Vcpu& vcpu) -> Status {
@@ -169,7 +171,7 @@ Status Vm::load_vcpus(const v1::MachineState& state) {
   FVMM_TRY(load_clock(fd_.get(), kvm_.features(), state.clock()), "load clock");
   TscPlace tsc;
   const auto load = [&](Vcpu& vcpu) -> Status {
-    FVMM_TRY(tsc.by_offset ? set_tsc_offset(vcpu.fd(), tsc.value) : set_tsc(vcpu.fd(), tsc.value), "set TSC");
+    FVMM_TRY(set_tsc_place(vcpu, tsc), "set TSC");
     return load_vcpu(vcpu.fd(), kvm_.features(), state.vcpus(static_cast<int>(vcpu.index())));
   };
   FVMM_TRY(on_each_vcpu(
@@ -183,16 +185,37 @@ Status Vm::load_vcpus(const v1::MachineState& state) {
 
 Result<Vm::TscPlace> Vm::place_tsc(Vcpu& first, const v1::MachineState& state) {
   const v1::VcpuState& saved = state.vcpus(0);
-  const bool by_offset = profile_.tsc_offset;
-  // Without offsets on either side nothing can be kept: no boot has an empty id.
-  const std::string boot_id = by_offset && saved.tsc_offset() != 0 ? FVMM_TRY(read_boot_id()) : std::string();
-  const std::uint64_t host_tsc = FVMM_TRY(save_clock(fd_.get())).host_tsc();
+  // Without offsets nothing can be kept within a boot either: no boot has an empty id.
+  const std::string boot_id = profile_.tsc_offset ? FVMM_TRY(read_boot_id()) : std::string();
   const TscReading now = FVMM_TRY(read_tsc(first.fd()));
-  const TscPlan plan = plan_tsc(state.clock(), saved.guest_tsc(), saved.tsc_khz(), boot_id,
-                                host_tsc != 0 ? host_tsc : state.clock().host_tsc(), now.realtime_ns);
-  if (plan.keep_offset) return TscPlace{.by_offset = true, .value = saved.tsc_offset()};
-  if (!by_offset) return TscPlace{.by_offset = false, .value = plan.guest_tsc};
-  return TscPlace{.by_offset = true, .value = FVMM_TRY(get_tsc_offset(first.fd())) + plan.guest_tsc - now.tsc};
+  const TscPlan plan = plan_tsc(state.clock(), saved.guest_tsc(), saved.tsc_khz(), boot_id, __rdtsc(), now.realtime_ns);
+  if (profile_.tsc_fixed) {
+    if (plan.keep_offset) return TscPlace{.how = TscPlace::How::kLeave};
+    if (now.tsc < plan.guest_tsc) {
+      return Error(Errc::kFailedPrecondition,
+                   fmt::format("KVM here shows guests the host's TSC ({}), and this guest's would go back (from {})",
+                               now.tsc, plan.guest_tsc));
+    }
+    spdlog::warn("KVM here shows guests the host's TSC: this guest's jumps ahead by {} ticks",
+                 now.tsc - plan.guest_tsc);
+    return TscPlace{.how = TscPlace::How::kLeave};
+  }
+  if (plan.keep_offset) return TscPlace{.how = TscPlace::How::kOffset, .value = saved.tsc_offset()};
+  if (!profile_.tsc_offset) return TscPlace{.how = TscPlace::How::kValue, .value = plan.guest_tsc};
+  const std::uint64_t offset = FVMM_TRY(get_tsc_offset(first.fd())) + plan.guest_tsc - now.tsc;
+  return TscPlace{.how = TscPlace::How::kOffset, .value = offset};
+}
+
+Status Vm::set_tsc_place(Vcpu& vcpu, const TscPlace& place) {
+  switch (place.how) {
+    case TscPlace::How::kLeave:
+      return {};
+    case TscPlace::How::kOffset:
+      return set_tsc_offset(vcpu.fd(), place.value);
+    case TscPlace::How::kValue:
+      break;
+  }
+  return set_tsc(vcpu.fd(), place.value);
 }
 
 }  // namespace fvmm::vmm

@@ -195,16 +195,17 @@ TEST_F(VmMigration, AFailureBeforeCommitLeavesTheGuestRunningHere) {
 
 TEST_F(VmMigration, AGuestThatStoppedByItselfIsNotMoved) {
   test::StopLatch latch;
-  auto vm = test::boot_vm("workload.elf", kBytes, "fill=0 ws=1 beat=20", latch.callback());
-  ASSERT_TRUE(vm.ok()) << vm.error().message();
-  ASSERT_TRUE((*vm)->resume().ok());
-  test::wait_for_output(**vm, "HB n=1 ");
-  guest_ = test::guest_of(std::move(*vm), test::vm_config(kBytes));
-  test::type(this->vm(), "q");
+  auto booted = test::boot_vm("workload.elf", kBytes, "fill=0 ws=1 beat=20", latch.callback());
+  ASSERT_TRUE(booted.ok()) << booted.error().message();
+  ASSERT_TRUE((*booted)->resume().ok());
+  test::wait_for_output(**booted, "HB n=1 ");
+  guest_ = test::guest_of(std::move(*booted), test::vm_config(kBytes));
+  test::type(vm(), "q");
   latch.wait();
   const auto result = test::migrate_by_pipe(guest_, Mode::kPrecopy);
   EXPECT_EQ(result.result(), "aborted");
   EXPECT_NE(result.error().find("stopped by itself"), std::string::npos) << result.error();
+  guest_.reset();  // before the latch that it tells
 }
 
 }  // namespace

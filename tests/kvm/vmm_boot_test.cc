@@ -58,8 +58,8 @@ TEST(Boot, MemoryBeyondTheHoleIsWrittenAndLogged) {
   std::uint64_t below = 0;
   std::uint64_t above = 0;
   for (const memory::PageRange& range : reader->pending().ranges(1)) (range.first < hole ? below : above) += 1;
-  EXPECT_GE(below, 256 * 5 / 10);  // of 256 pages of the working set, two thirds lie below
-  EXPECT_GE(above, 256 * 2 / 10);
+  EXPECT_GE(below, 256U * 5 / 10);  // of 256 pages of the working set, two thirds lie below
+  EXPECT_GE(above, 256U * 2 / 10);
 }
 
 TEST(Boot, SerialInputReachesTheGuest) {
