@@ -146,10 +146,10 @@ Result<v1::WorkerInfo> Worker::receive(control::Call& call, const v1::WorkerRece
   auto descriptors = call.take_descriptors();
   if (descriptors.size() != 1) return Error(Errc::kInvalidArgument, "Receive needs the control connection");
   auto control = FVMM_TRY(net::Channel::adopt(std::move(descriptors[0])));
-  migration::FileJournal journal(request.vm_directory());
+  destination_journal_ = std::make_unique<migration::FileJournal>(request.vm_directory());
   migration::DestinationSession::Environment environment;
   environment.make_guest = [this, &request](const v1::PeerHello&) { return make_replica(request); };
-  environment.journal = &journal;
+  environment.journal = destination_journal_.get();
   environment.boot_id = boot_id_;
   environment.on_step = FVMM_TRY(migration::parse_step_hook(options_.test_hooks ? request.hello().test_hook() : ""));
   environment.on_started = [this, &call](migration::Guest& guest) {

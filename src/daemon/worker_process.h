@@ -85,8 +85,9 @@ class Worker {
   std::string vm_directory_;                                             // set with the guest
   v1::VmState before_migration_ = v1::VM_RUNNING;                        // with the guest in hand
   std::mutex session_mutex_;
-  std::shared_ptr<migration::SourceSession> source_;            // session_mutex_; while one is under way
-  std::shared_ptr<migration::DestinationSession> destination_;  // session_mutex_; kept for questions
+  std::shared_ptr<migration::SourceSession> source_;             // session_mutex_; while one is under way
+  std::unique_ptr<migration::FileJournal> destination_journal_;  // outlives destination_, which may still be asked
+  std::shared_ptr<migration::DestinationSession> destination_;   // session_mutex_; kept for questions
   std::atomic<bool> stopping_{false};
   std::unique_ptr<control::Server> server_;
 };

@@ -32,8 +32,9 @@ v1::MigrateResult SourceSession::run() {
     FVMM_TRY(stop_and_copy());
     return commit();
   };
-  const Status status = all();
+  Status status = all();
   pause_begins_.reset();
+  if (!status) status = explain(std::move(status.error()));
   if (!status) back_out(status.error());
   return report(status);
 }
@@ -125,6 +126,28 @@ Status SourceSession::connect() {
   return {};
 }
 
+Error SourceSession::refusal(const v1::PeerMessage& message) const {
+  const bool known = message.code() >= 1 && message.code() <= static_cast<std::uint32_t>(Errc::kIo);
+  return {known ? static_cast<Errc>(message.code()) : Errc::kFailedPrecondition,
+          fmt::format("peer {}: {}", options_.peer, message.reason())};
+}
+
+// "Broken pipe" is how a refusal looks from a data connection: the reason is our own clock, or on its way on the
+// control connection.
+Error SourceSession::explain(Error error) {
+  if (cancelled_ || !may_run_here(state_)) return error;
+  if (deadline_.passed()) {
+    return Error(Errc::kDeadlineExceeded,
+                 fmt::format("the migration's time is up; see --timeout ({})", error.message()));
+  }
+  if (!control_ || error.code() != Errc::kUnavailable || state_ == SourceState::kConnecting) return error;
+  v1::PeerMessage message;
+  const Deadline wait = Deadline::after(kReasonWait);
+  if (!net::receive_message(*control_, net::FrameType::kControl, message, wait)) return error;
+  const bool refused = message.kind() == v1::PEER_REJECTED || message.kind() == v1::PEER_REFUSED_DURABLY;
+  return refused ? refusal(message) : error;
+}
+
 Result<v1::PeerMessage> SourceSession::expect(v1::PeerKind wanted, const Deadline& deadline) {
   v1::PeerMessage message;
   FVMM_TRY(net::receive_message(*control_, net::FrameType::kControl, message, deadline));
@@ -141,10 +164,7 @@ Result<v1::PeerMessage> SourceSession::expect(v1::PeerKind wanted, const Deadlin
     if (message.kind() == v1::PEER_REFUSED_DURABLY && state_ == SourceState::kCommitting) {
       advance(SourceEvent::kRefusedDurably);
     }
-    const auto code = message.code() >= 1 && message.code() <= static_cast<std::uint32_t>(Errc::kIo)
-                          ? static_cast<Errc>(message.code())
-                          : Errc::kFailedPrecondition;
-    return Error(code, fmt::format("peer {}: {}", options_.peer, message.reason()));
+    return refusal(message);
   }
   return Error(Errc::kDataLoss, fmt::format("peer {}: message {} where {} was due", options_.peer,
                                             v1::PeerKind_Name(message.kind()), v1::PeerKind_Name(wanted)));

@@ -29,7 +29,8 @@
 namespace fvmm::migration {
 
 inline constexpr unsigned kConnectionsMax = 8;
-inline constexpr std::uint64_t kShardPages = 512;       // 2 MiB: a page always travels on the same connection
+inline constexpr std::chrono::milliseconds kReasonWait{500};  // for the peer's reason, after a connection broke
+inline constexpr std::uint64_t kShardPages = 512;             // 2 MiB: a page always travels on the same connection
 inline constexpr std::chrono::seconds kAnswerWait{10};  // for each of PREPARED and STARTED, inside the overall deadline
 inline constexpr std::chrono::seconds kAskWait{4};      // for one question about a session; then it is asked again
 inline constexpr std::chrono::milliseconds kAskPause{100};  // between two questions
@@ -83,6 +84,8 @@ class SourceSession {
   Status send_pages(const memory::Bitmap& pages);
   Status step(std::string_view name);
   Result<v1::PeerMessage> expect(v1::PeerKind wanted, const Deadline& deadline);
+  Error refusal(const v1::PeerMessage& message) const;
+  Error explain(Error error);
   Status say(const v1::PeerMessage& message, const Deadline& deadline);
   void advance(SourceEvent event);
   void back_out(const Error& error);
