@@ -7,6 +7,8 @@
 #include <bit>
 #include <cstring>
 
+#include "vmm/cpuid_names.h"
+
 namespace fvmm::vmm {
 namespace {
 
@@ -191,10 +193,12 @@ Status check_cpuid_fits(const CpuidTable& guest, const CpuidTable& host) {
   for (const FeatureWord& word : kFeatureWords) {
     const std::uint32_t missing = value(guest, word) & ~value(host, word) & ~word.ours;
     if (missing == 0) continue;
+    const auto bit = static_cast<unsigned>(std::countr_zero(missing));
+    const std::string_view name = feature_name(word.name, bit);
     return Error(Errc::kFailedPrecondition,
-                 fmt::format("this host's CPU lacks feature bit {} of CPUID {}, which the guest was given; create VMs "
-                             "that move between these hosts with --cpu-template baseline",
-                             std::countr_zero(missing), word.name));
+                 fmt::format("this host's CPU lacks {}{}feature bit {} of CPUID {}, which the guest was given; create "
+                             "VMs that move between these hosts with --cpu-template baseline",
+                             name, name.empty() ? "" : ", ", bit, word.name));
   }
   return {};
 }
