@@ -31,7 +31,7 @@ def wait_warm(host):
 
 
 def move(source, target, mode, options):
-    ballast = Ballast(options.ballast)
+    ballast = Ballast(options.ballast if mode == "precopy" else min(options.ballast, 64))
     offset = len(target.serial("web")) if any(
         vm["config"]["name"] == "web" for vm in target.ctl("vm", "list").get("vms", [])) else 0
     ballast.release()
