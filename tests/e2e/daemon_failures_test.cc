@@ -93,7 +93,8 @@ TEST_F(DaemonFailures, SourceThatMissesStartedAsksAndCompletes) {
 TEST_F(DaemonFailures, GuestTooFastForPrecopyStaysUntouchedAndTheErrorHasNumbers) {
   ASSERT_TRUE(boot_workload(*a_, "web", "128M", "seed=7 ws=64 rate=1000000"));
   const Ctl failed = a_->ctl(
-      {"migrate", "web", "--to", b_->listen(), "--mode", "precopy", "--max-downtime", "1us", "--timeout", "4s"});
+      {"migrate", "web", "--to", b_->listen(), "--mode", "precopy", "--max-downtime", "1us", "--timeout", "8s",
+       "--test-hook", "delay:round"});  // a round shorter than the guest's step to its next page would find none
   EXPECT_EQ(failed.code, 1) << failed;
   EXPECT_EQ(failed.text("result"), "aborted") << failed;
   EXPECT_NE(failed.text("error").find("pages left after round"), std::string::npos) << failed;
