@@ -29,6 +29,11 @@ Digest hash_page(std::span<const std::byte, kPageBytes> page) {
   return canonical(XXH3_128bits(page.data(), kPageBytes));
 }
 
+const Digest& zero_page_hash() {
+  static const Digest hash = hash_page(std::array<std::byte, kPageBytes>{});
+  return hash;
+}
+
 Digest hash_bytes(std::span<const std::byte> bytes) {
   return canonical(XXH3_128bits(bytes.data(), bytes.size()));
 }

@@ -18,6 +18,8 @@ using Digest = Id;
 
 /// XXH3-128 of one page.
 Digest hash_page(std::span<const std::byte, kPageBytes> page);
+/// That of a page of zeros.
+const Digest& zero_page_hash();
 /// XXH3-128 of any bytes.
 Digest hash_bytes(std::span<const std::byte> bytes);
 /// Whether all 4096 bytes are zero. Leaves at the first word that is not.

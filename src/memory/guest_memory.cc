@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <functional>
+#include <vector>
 
 #include "base/check.h"
-#include "base/file.h"
+#include "memory/template_info.h"
 
 namespace fvmm::memory {
 namespace {
@@ -74,7 +76,7 @@ Status GuestMemory::map_zero() {
   if (::mmap(base_, bytes, PROT_READ | PROT_WRITE, kFlags, -1, 0) == MAP_FAILED) {
     return map_error("map anonymous guest RAM", errno);
   }
-  template_file_.reset();
+  template_.reset();
   // EINVAL: a kernel without transparent huge pages. The guest runs, only slower.
   if (::madvise(base_, bytes, MADV_HUGEPAGE) != 0 && errno != EINVAL) {
     return Error(Errc::kIo, "madvise(MADV_HUGEPAGE)", errno);
@@ -82,17 +84,53 @@ Status GuestMemory::map_zero() {
   return keep_out_of_dumps(base_, bytes);
 }
 
+Status GuestMemory::map_file(int file, std::uint64_t file_page, PageRange pages) {
+  constexpr int kFlags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+  void* const at = base_ + pages.first * kPageBytes;
+  const auto offset = static_cast<off_t>(file_page * kPageBytes);
+  if (::mmap(at, pages.count * kPageBytes, PROT_READ | PROT_WRITE, kFlags, file, offset) != MAP_FAILED) return {};
+  return map_error("map the template's memory", errno);
+}
+
+namespace {
+
+// The length from which on runs are mapped: so long that no more than kMappableRunsMax are.
+std::uint64_t shortest_mapped(std::span<const OverlayRun> runs) {
+  if (runs.size() <= kMappableRunsMax) return 0;
+  std::vector<std::uint64_t> lengths;
+  for (const OverlayRun& run : runs) lengths.push_back(run.pages.count);
+  const auto limit = lengths.begin() + static_cast<std::ptrdiff_t>(kMappableRunsMax);
+  std::nth_element(lengths.begin(), limit, lengths.end(), std::greater());
+  return *limit + 1;
+}
+
+}  // namespace
+
+Status GuestMemory::map_template(std::shared_ptr<const TemplateImage> image) {
+  if (image->memory_bytes() != layout_.ram_bytes()) {
+    return Error(Errc::kFailedPrecondition,
+                 fmt::format("template has {} bytes, guest RAM {}", image->memory_bytes(), layout_.ram_bytes()));
+  }
+  FVMM_TRY(check_size(image->base(), layout_.ram_bytes()));
+  FVMM_TRY(map_file(image->base(), 0, {.first = 0, .count = layout_.pages()}));
+  const std::uint64_t mapped_least = shortest_mapped(image->runs());
+  for (const OverlayRun& run : image->runs()) {
+    if (run.pages.count >= mapped_least) {
+      FVMM_TRY(map_file(image->layer(run.layer), run.file_page, run.pages));
+    } else {
+      FVMM_TRY(image->read_pages(run.pages, pages_for_load(run.pages)), "load the template's delta");
+    }
+  }
+  template_ = std::move(image);
+  return keep_out_of_dumps(base_, layout_.ram_bytes());
+}
+
 Status GuestMemory::map_private(int file) {
-  const std::uint64_t bytes = layout_.ram_bytes();
-  FVMM_TRY(check_size(file, bytes));
+  FVMM_TRY(check_size(file, layout_.ram_bytes()));
   UniqueFd kept(::fcntl(file, F_DUPFD_CLOEXEC, 0));
   if (!kept) return Error(Errc::kIo, "duplicate the memory file", errno);
-  constexpr int kFlags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
-  if (::mmap(base_, bytes, PROT_READ | PROT_WRITE, kFlags, kept.get(), 0) == MAP_FAILED) {
-    return map_error("map the template's memory file", errno);
-  }
-  template_file_ = std::move(kept);
-  return keep_out_of_dumps(base_, bytes);
+  return map_template(std::make_shared<const TemplateImage>(std::move(kept), std::vector<UniqueFd>{},
+                                                            std::vector<OverlayRun>{}, layout_.ram_bytes()));
 }
 
 Status GuestMemory::read(std::uint64_t guest_address, std::span<std::byte> out) const {
@@ -137,11 +175,11 @@ void GuestMemory::populate(PageRange range) {
 
 Status GuestMemory::template_page(PageIndex page, std::span<std::byte, kPageBytes> out) const {
   FVMM_CHECK(page < layout_.pages(), "page outside RAM");
-  if (!template_file_) {
+  if (!template_) {
     std::fill(out.begin(), out.end(), std::byte{0});
     return {};
   }
-  return read_all(template_file_.get(), out, page * kPageBytes);
+  return template_->read_pages({.first = page, .count = 1}, out);
 }
 
 }  // namespace fvmm::memory

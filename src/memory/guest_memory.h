@@ -7,9 +7,9 @@
 #include <span>
 
 #include "base/result.h"
-#include "base/unique_fd.h"
 #include "memory/dirty.h"
 #include "memory/layout.h"
+#include "memory/template_image.h"
 
 namespace fvmm::memory {
 
@@ -27,13 +27,18 @@ class GuestMemory {
 
   /// The zero template: anonymous private memory with transparent huge pages, MAP_FIXED over what was there.
   Status map_zero();
-  /// A template's memory file, MAP_PRIVATE | MAP_FIXED. The file must have at least ram_bytes and never change.
-  /// Keeps a duplicate of `file`, so that template_page() can show the unmodified page.
+  /// A template's image: its base file, and over it each run of its deltas, MAP_PRIVATE | MAP_FIXED over what was
+  /// there. Of more than kMappableRunsMax runs the longest are mapped and the rest is read into private memory, which
+  /// costs their pages once. Keeps the image, so that template_page() can show the unmodified page. kFailedPrecondition
+  /// when the size differs; then nothing has changed.
+  Status map_template(std::shared_ptr<const TemplateImage> image);
+  /// One memory file of a template that has no deltas, MAP_PRIVATE | MAP_FIXED. The file must have at least ram_bytes
+  /// and never change. Keeps a duplicate of `file`, so that template_page() can show the unmodified page.
   Status map_private(int file);
 
   [[nodiscard]] const Layout& layout() const { return layout_; }
   [[nodiscard]] std::byte* host_base() const { return base_; }  // for memslots and iovecs; linear RAM order
-  [[nodiscard]] bool on_zero_template() const { return !template_file_; }
+  [[nodiscard]] bool on_zero_template() const { return template_ == nullptr; }
 
   /// Guest-physical access, for boot, devices and tests. kOutOfRange when not wholly RAM of one slot.
   Status read(std::uint64_t guest_address, std::span<std::byte> out) const;
@@ -53,10 +58,11 @@ class GuestMemory {
 
  private:
   GuestMemory(Layout layout, std::byte* base);
+  Status map_file(int file, std::uint64_t file_page, PageRange pages);
   Layout layout_;
   std::byte* base_;
   AtomicBitmap device_marks_;
-  UniqueFd template_file_;
+  std::shared_ptr<const TemplateImage> template_;  // null: the zero template
 };
 
 }  // namespace fvmm::memory

@@ -121,4 +121,19 @@ Status HashTableReader::check_end() {
   return {};
 }
 
+Result<HashCursor> HashCursor::open(int file, std::uint64_t memory_bytes, const v1::StoredFile& expected) {
+  HashCursor cursor(FVMM_TRY(HashTableReader::open(file, memory_bytes, expected)));
+  FVMM_TRY(cursor.advance());
+  return cursor;
+}
+
+Status HashCursor::advance() {
+  if (batch_.empty()) batch_ = FVMM_TRY(reader_.next());
+  entry_.reset();
+  if (batch_.empty()) return {};
+  entry_ = batch_.front();
+  batch_ = batch_.subspan(1);
+  return {};
+}
+
 }  // namespace fvmm::memory

@@ -1,8 +1,9 @@
-// File `hashes` of a template: one entry for each non-zero page, ascending. Written and read as a stream, because for
-// 64 GiB of memory it has 400 MB. docs/template-format.md, version 1.
+// File `hashes` of a template: one entry for each non-zero page of a base or for each page of a delta, ascending.
+// Written and read as a stream, because for 64 GiB of memory it has 400 MB. docs/template-format.md.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -22,6 +23,9 @@ static_assert(sizeof(HashEntry) == 24);
 inline constexpr std::uint64_t kHashHeaderBytes = 48;
 constexpr std::uint64_t hash_table_bytes(std::uint64_t entries) {
   return kHashHeaderBytes + entries * sizeof(HashEntry);
+}
+constexpr std::uint64_t hash_entries_in(std::uint64_t table_bytes) {
+  return (table_bytes - kHashHeaderBytes) / sizeof(HashEntry);
 }
 
 /// Owner: one thread. The descriptor must outlive it and is not closed.
@@ -66,6 +70,21 @@ class HashTableReader {
   std::vector<HashEntry> batch_;
   StreamHash checksum_;
   bool ended_ = false;  // the checksum has been compared
+};
+
+/// A table entry by entry. Owner: one thread. The descriptor must outlive it.
+class HashCursor {
+ public:
+  /// On the first entry. Errors: those of HashTableReader.
+  static Result<HashCursor> open(int file, std::uint64_t memory_bytes, const v1::StoredFile& expected);
+  [[nodiscard]] const std::optional<HashEntry>& entry() const { return entry_; }  // none: the end, checksum compared
+  Status advance();
+
+ private:
+  explicit HashCursor(HashTableReader reader) : reader_(std::move(reader)) {}
+  HashTableReader reader_;
+  std::span<const HashEntry> batch_;
+  std::optional<HashEntry> entry_;
 };
 
 }  // namespace fvmm::memory

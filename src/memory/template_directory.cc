@@ -7,11 +7,14 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <fstream>
 
 #include "base/file.h"
+#include "memory/hash_table.h"
 #include "memory/template_format.h"
+#include "memory/template_store.h"
 
 namespace fvmm::memory {
 namespace {
@@ -87,11 +90,38 @@ Status StagingDirectory::write_file(const char* name, std::string_view content) 
   return fsync_fd(file.get(), name);
 }
 
-Status StagingDirectory::publish(const std::string& name, std::string_view manifest_file) {
-  FVMM_TRY(write_file(kPinFile, {}));
+Status StagingDirectory::write_seal(std::string_view manifest_file) const {
+  if (manifest_file.size() > kManifestBytesMax) {
+    return Error(Errc::kResourceExhausted,
+                 fmt::format("manifest of {} bytes, limit {}", manifest_file.size(), kManifestBytesMax));
+  }
   FVMM_TRY(write_file(kManifestFile, manifest_file));  // the seal: nothing is written after it
   seal_step("fsync-staging");
-  FVMM_TRY(fsync_fd(fd_.get(), path_.string()));
+  return fsync_fd(fd_.get(), path_.string());
+}
+
+Status StagingDirectory::replace(const std::string& name, std::string_view manifest_file) {
+  FVMM_TRY(write_seal(manifest_file));
+  seal_step("exchange");
+  const fs::path place = store_ / name;
+  if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, place.c_str(), RENAME_EXCHANGE) != 0) {
+    return Error(Errc::kIo, fmt::format("exchange {} and {}", path_.string(), place.string()), errno);
+  }
+  (void)::flock(fd_.get(), LOCK_UN);  // it is a template now, and no longer ours
+  seal_step("fsync-store");
+  const Status synced = fsync_path(store_);
+  if (!synced) {
+    path_.clear();  // a power cut may bring the old one back: its files stay until a sweep
+    return Error(synced.error())
+        .with(fmt::format("template \"{}\" is replaced but may be the old one after a power cut", name));
+  }
+  seal_step("remove-old");
+  return {};
+}
+
+Status StagingDirectory::publish(const std::string& name, std::string_view manifest_file) {
+  FVMM_TRY(write_file(kPinFile, {}));
+  FVMM_TRY(write_seal(manifest_file));
   seal_step("rename");
   const fs::path place = store_ / name;
   if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, place.c_str(), RENAME_NOREPLACE) != 0) {
@@ -100,6 +130,7 @@ Status StagingDirectory::publish(const std::string& name, std::string_view manif
     return Error(Errc::kIo, fmt::format("rename {} to {}", path_.string(), place.string()), error);
   }
   path_.clear();
+  (void)::flock(fd_.get(), LOCK_UN);  // the lock of a writer; a published template's directory is locked by its fold
   seal_step("fsync-store");
   FVMM_TRY(fsync_path(store_), fmt::format("template \"{}\" exists but may not survive a power cut", name));
   return {};
@@ -123,12 +154,16 @@ Result<UniqueFd> open_in(int directory, const char* name, int flags, unsigned mo
 
 Result<std::string> read_in(int directory, const char* name, std::uint64_t bytes_max) {
   const UniqueFd file = FVMM_TRY(open_in(directory, name, O_RDONLY));
+  return read_whole(file.get(), name, bytes_max);
+}
+
+Result<std::string> read_whole(int file, const char* name, std::uint64_t bytes_max) {
   struct stat info {};
-  if (::fstat(file.get(), &info) != 0) return Error(Errc::kIo, fmt::format("stat of {}", name), errno);
+  if (::fstat(file, &info) != 0) return Error(Errc::kIo, fmt::format("stat of {}", name), errno);
   const auto size = static_cast<std::uint64_t>(info.st_size);
   if (size > bytes_max) return Error(Errc::kDataLoss, fmt::format("{} has {} bytes, limit {}", name, size, bytes_max));
   std::string content(size, '\0');
-  FVMM_TRY(read_all(file.get(), std::as_writable_bytes(std::span(content)), 0), name);
+  FVMM_TRY(read_all(file, std::as_writable_bytes(std::span(content)), 0), name);
   return content;
 }
 
@@ -150,9 +185,13 @@ Result<Inspected> inspect(int directory, const fs::path& path) {
   TemplateInfo& info = seen.info;
   const v1::TemplateManifest& manifest = seen.manifest;
   FVMM_TRY(file_length(directory, kManifestFile, &info.stored_bytes));
-  FVMM_TRY(check_length(directory, kMemoryFile, manifest.memory_bytes(), &info.stored_bytes));
+  FVMM_TRY(check_length(directory, payload_file(manifest), payload_bytes(manifest), &info.stored_bytes));
   FVMM_TRY(check_length(directory, kHashesFile, manifest.hashes().bytes(), &info.stored_bytes));
   FVMM_TRY(check_length(directory, kMachineFile, manifest.machine().bytes(), &info.stored_bytes));
+  if (manifest.has_delta()) {
+    FVMM_TRY(check_length(directory, kDeltaFile, manifest.delta().bytes(), &info.stored_bytes));
+    info.delta_pages = hash_entries_in(manifest.delta().bytes());
+  }
   info.id = FVMM_TRY(Id::from_bytes(manifest.id()));
   info.digest = FVMM_TRY(Id::from_bytes(manifest.digest()));
   info.name = path.filename().string();
@@ -162,7 +201,42 @@ Result<Inspected> inspect(int directory, const fs::path& path) {
   info.created = manifest.created();
   info.config = manifest.config();
   info.directory = path;
+  info.kind = manifest.kind();
+  info.parent_digest = FVMM_TRY(Id::from_bytes(manifest.parent_digest()));
+  if (info.parent_digest.none()) return seen;
+  info.parent_id = FVMM_TRY(Id::from_bytes(manifest.parent_id()));
+  info.parent_name = manifest.parent_name();
+  if (!info.is_delta()) return seen;
+  if (!is_squashed(manifest)) info.delta_pages = manifest.pages();
+  const v1::TemplateLink below = lies_on(manifest);
+  info.below_digest = FVMM_TRY(Id::from_bytes(below.digest()));
+  info.below_id = FVMM_TRY(Id::from_bytes(below.id()));
+  info.below_name = below.name();
+  info.runs = manifest.runs();
   return seen;
+}
+
+Result<Inspected> inspect_path(const fs::path& path) {
+  const UniqueFd directory = FVMM_TRY(open_file(path, O_RDONLY | O_DIRECTORY));
+  return inspect(directory.get(), path);
+}
+
+Result<std::vector<std::string>> names_in(const fs::path& store,
+                                          const std::function<bool(const std::string&)>& wanted) {
+  std::error_code error;
+  std::vector<std::string> names;
+  fs::directory_iterator it(store, error);
+  for (; !error && it != fs::directory_iterator(); it.increment(error)) {
+    std::string name = it->path().filename().string();
+    if (wanted(name)) names.push_back(std::move(name));
+  }
+  if (error) return Error(Errc::kIo, fmt::format("read directory {}", store.string()), error.value());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+Result<std::vector<std::string>> stored_names(const fs::path& store) {
+  return names_in(store, [](const std::string& name) { return check_stored_name(name).ok(); });
 }
 
 std::uint32_t count_pins(int directory) {

@@ -5,6 +5,7 @@
 #include <cerrno>
 
 #include "base/file.h"
+#include "memory/template_chain.h"
 #include "memory/template_directory.h"
 #include "memory/template_format.h"
 #include "memory/template_store.h"
@@ -44,17 +45,19 @@ Result<TemplateInfo> TemplateStore::import_linked(const std::filesystem::path& t
   const std::string context = fmt::format("import {}", template_directory.string());
   const OpenTemplate source = FVMM_TRY(OpenTemplate::open(template_directory), context);  // pinned until we are done
   const TemplateInfo& info = source.info();
-  FVMM_TRY(check_template_name(info.name), context);
+  FVMM_TRY(check_stored_name(info.name), context);
   FVMM_TRY(check_free(*this, info), context);
+  if (info.is_delta()) FVMM_TRY(find_parent(directory_, source.manifest_), context);
   StagingDirectory staging = FVMM_TRY(StagingDirectory::create(directory_), context);
-  for (const char* name : {kMemoryFile, kHashesFile, kMachineFile}) {
+  for (const char* name : {payload_file(source.manifest_), kHashesFile, kMachineFile, kDeltaFile}) {
+    if (name == kDeltaFile && !source.manifest_.has_delta()) continue;
     FVMM_TRY(link_file(source.directory_.get(), staging.fd(), name), context);
   }
   // Links first: they say at once that the filesystem is another one, and cost nothing to take back.
   const VerifyReport report = FVMM_TRY(verify_open(source), context);
   if (!report.detail.empty()) return Error(Errc::kDataLoss, fmt::format("{}: {}", context, report.detail));
   FVMM_TRY(staging.publish(info.name, encode_manifest(source.manifest_)), context);
-  return FVMM_TRY(inspect(staging.fd(), directory_ / info.name)).info;
+  return find(info.name);
 }
 
 }  // namespace fvmm::memory

@@ -8,9 +8,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <map>
 #include <optional>
 
 #include "base/file.h"
+#include "memory/template_chain.h"
 #include "memory/template_directory.h"
 #include "memory/template_format.h"
 
@@ -19,51 +21,26 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Names in the store that `wanted` accepts.
-template <class Wanted>
-Result<std::vector<std::string>> names_in(const fs::path& directory, Wanted wanted) {
-  std::error_code error;
-  std::vector<std::string> names;
-  fs::directory_iterator it(directory, error);
-  for (; !error && it != fs::directory_iterator(); it.increment(error)) {
-    std::string name = it->path().filename().string();
-    if (wanted(name)) names.push_back(std::move(name));
-  }
-  if (error) return Error(Errc::kIo, fmt::format("read directory {}", directory.string()), error.value());
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
 enum class Pins { kSkip, kCount };  // counting reads /proc/locks, which stops every CPU for some milliseconds
 
-/// What the manifest says, and how often it is pinned.
-Result<TemplateInfo> look(const fs::path& path, Pins pins) {
+/// What the manifest says, and how often it is pinned. The chain is not counted.
+Result<Inspected> look(const fs::path& path, Pins pins) {
   const UniqueFd directory = FVMM_TRY(open_file(path, O_RDONLY | O_DIRECTORY));
-  TemplateInfo info = FVMM_TRY(inspect(directory.get(), path)).info;
-  if (pins == Pins::kCount) info.pins = count_pins(directory.get());
-  return info;
+  Inspected seen = FVMM_TRY(inspect(directory.get(), path));
+  if (pins == Pins::kCount) seen.info.pins = count_pins(directory.get());
+  return seen;
 }
 
 /// The sealed template of that name.
 Result<TemplateInfo> look_up(const fs::path& store, const std::string& name, Pins pins) {
-  FVMM_TRY(check_template_name(name));
-  Result<TemplateInfo> info = look(store / name, pins);
-  if (info) return info;
-  if (info.error().code() == Errc::kNotFound) return Error(Errc::kNotFound, fmt::format("no template \"{}\"", name));
-  return std::move(info.error()).with(fmt::format("template \"{}\"", name));
-}
-
-/// The exclusive lock of a removal, on the template that has this path now.
-Result<UniqueFd> lock_for_removal(int directory, const fs::path& path) {
-  // Created when damage took it away: what cannot be used must still be removable.
-  UniqueFd pin = FVMM_TRY(open_in(directory, kPinFile, O_RDONLY | O_CREAT | O_NOFOLLOW, 0600));
-  if (::flock(pin.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK) return Error(Errc::kIo, "lock the pin file", errno);
-    return Error(Errc::kFailedPrecondition,
-                 fmt::format("in use by {} VMs or transfers", std::max(1U, count_pins(directory))));
+  FVMM_TRY(check_stored_name(name));
+  Result<Inspected> seen = look(store / name, pins);
+  if (seen) {
+    seen->info.chain = chain_length(store, seen->manifest);
+    return std::move(seen->info);
   }
-  if (!is_same_directory(directory, path)) return Error(Errc::kNotFound, "removed by somebody else");
-  return pin;
+  if (seen.error().code() == Errc::kNotFound) return Error(Errc::kNotFound, fmt::format("no template \"{}\"", name));
+  return std::move(seen.error()).with(fmt::format("template \"{}\"", name));
 }
 
 /// The lock of a staging directory whose writer is gone (its lock went with it). Kept while the directory is removed: a
@@ -74,11 +51,6 @@ std::optional<UniqueFd> lock_abandoned(const fs::path& path) {
   return std::move(*fd);
 }
 
-/// Anything else under that name is not ours to delete.
-bool is_template(int directory) {
-  return ::faccessat(directory, kManifestFile, F_OK, 0) == 0 || ::faccessat(directory, kMemoryFile, F_OK, 0) == 0;
-}
-
 Status remove_leftover(const fs::path& path) {
   spdlog::info("template store: removing {}, left unfinished", path.string());
   std::error_code error;
@@ -87,17 +59,34 @@ Status remove_leftover(const fs::path& path) {
   return {};
 }
 
+using Identity = std::pair<Id, Digest>;
+
+/// Counts the chains of all at once: each generation is asked for its parent's once.
+void count_chains(std::vector<TemplateInfo>& all) {
+  std::map<Identity, const TemplateInfo*> known;
+  for (const TemplateInfo& info : all) known.emplace(Identity{info.id, info.digest}, &info);
+  for (TemplateInfo& info : all) {
+    const TemplateInfo* at = &info;
+    std::uint32_t length = 1;
+    for (; at != nullptr && at->is_delta() && length <= kChainMax; ++length) {
+      const auto parent = known.find({at->below_id, at->below_digest});
+      at = parent == known.end() ? nullptr : parent->second;
+    }
+    info.chain = at != nullptr && length <= kChainMax ? length : 0;
+  }
+}
+
 Result<std::vector<TemplateInfo>> sealed(const fs::path& store, Pins pins) {
   std::vector<TemplateInfo> found;
-  const auto names = FVMM_TRY(names_in(store, [](const std::string& name) { return check_template_name(name).ok(); }));
-  for (const std::string& name : names) {
-    Result<TemplateInfo> info = look(store / name, pins);
-    if (info) {
-      found.push_back(std::move(*info));
-    } else if (info.error().code() != Errc::kNotFound) {  // not found: no template, or removed meanwhile
-      spdlog::warn("template store: {} left out: {}", (store / name).string(), info.error().message());
+  for (const std::string& name : FVMM_TRY(stored_names(store))) {
+    Result<Inspected> seen = look(store / name, pins);
+    if (seen) {
+      found.push_back(std::move(seen->info));
+    } else if (seen.error().code() != Errc::kNotFound) {  // not found: no template, or removed meanwhile
+      spdlog::warn("template store: {} left out: {}", (store / name).string(), seen.error().message());
     }
   }
+  count_chains(found);
   return found;
 }
 
@@ -151,20 +140,11 @@ Result<TemplateInfo> TemplateStore::find(const Id& id, const Digest& digest) con
                                                       id.hex(), other, digest.hex()));
 }
 
-Status TemplateStore::remove(const std::string& name) {
-  FVMM_TRY(check_template_name(name));
-  const fs::path path = directory_ / name;
-  const std::string context = fmt::format("remove template \"{}\"", name);
-  const UniqueFd directory = FVMM_TRY(open_file(path, O_RDONLY | O_DIRECTORY), context);
-  if (!is_template(directory.get())) return Error(Errc::kNotFound, context + ": not a template");
-  const UniqueFd pin = FVMM_TRY(lock_for_removal(directory.get(), path), context);
-  const fs::path trash = directory_ / (std::string(kTrashPrefix) + Id::random().hex());
-  if (::rename(path.c_str(), trash.c_str()) != 0) {
-    return Error(Errc::kIo, fmt::format("{}: rename to {}", context, trash.string()), errno);
+Result<TemplateInfo> TemplateStore::find_by_digest(const Digest& digest) const {
+  for (TemplateInfo& info : FVMM_TRY(sealed(directory_, Pins::kSkip))) {
+    if (info.digest == digest) return std::move(info);
   }
-  FVMM_TRY(fsync_path(directory_), context);  // gone for good, before the first file goes
-  remove_tree(trash);
-  return {};
+  return Error(Errc::kNotFound, fmt::format("no template with digest {}", digest.hex()));
 }
 
 }  // namespace fvmm::memory

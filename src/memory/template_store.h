@@ -1,93 +1,23 @@
 // The template store: one directory per template, sealed generations, pins. docs/template-format.md is the format.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/id.h"
 #include "base/result.h"
-#include "base/unique_fd.h"
 #include "memory/digest.h"
-#include "memory/dirty.h"
 #include "memory/layout.h"
-#include "proto/state.pb.h"
+#include "memory/open_template.h"
+#include "memory/template_info.h"
+#include "memory/template_writer.h"
 #include "proto/template.pb.h"
 
 namespace fvmm::memory {
-
-// Digest and hash_page() are in digest.h. A template's digest: XXH3-128 chain of the parent's digest, then (page index,
-// XXH3-128 of the page) of each non-zero page, ascending.
-
-struct TemplateInfo {
-  Id id;
-  std::string name;
-  std::uint64_t generation = 0;  // a label; the digest is the identity of the content
-  Digest digest;
-  std::uint64_t memory_bytes = 0;
-  std::uint64_t pages = 0;         // non-zero pages
-  std::uint64_t stored_bytes = 0;  // allocated blocks on disk
-  std::uint32_t pins = 0;          // by list() and find(): open descriptors that pin it, all processes; else 0
-  std::string created;             // RFC 3339, UTC
-  v1::VmConfig config;             // of the VM it was taken from
-  std::filesystem::path directory;
-};
-
-/// A sealed template, opened and pinned: while this object lives (in any process), the template cannot be removed.
-/// The pin is a shared flock on the template's pin file, so a dead process leaves none behind.
-class OpenTemplate {
- public:
-  /// Reads the manifest and compares lengths; never reads the memory. kNotFound when there is no sealed template (or it
-  /// is being removed), kDataLoss when it is damaged, kFailedPrecondition for a format version of the future.
-  static Result<OpenTemplate> open(const std::filesystem::path& template_directory);
-  [[nodiscard]] const TemplateInfo& info() const { return info_; }
-  [[nodiscard]] int memory_file() const { return memory_.get(); }  // read-only, mappable, memory_bytes long
-  Result<v1::MachineState> machine_state() const;                  // checked against the manifest's checksum
-
- private:
-  friend class TemplateStore;
-  OpenTemplate() = default;
-  TemplateInfo info_;
-  v1::TemplateManifest manifest_;
-  UniqueFd directory_;
-  UniqueFd memory_;
-  UniqueFd pin_;
-};
-
-/// Writes one base generation into a staging directory; seal() makes it whole, anything else removes it.
-/// Owner: one thread.
-class TemplateWriter {
- public:
-  ~TemplateWriter();
-  TemplateWriter(TemplateWriter&&) noexcept;
-  TemplateWriter& operator=(TemplateWriter&&) = delete;
-  TemplateWriter(const TemplateWriter&) = delete;
-  TemplateWriter& operator=(const TemplateWriter&) = delete;
-
-  /// Adds pages in ascending order without overlap (kInvalidArgument otherwise, and nothing is written); zero pages
-  /// stay holes. Hashes as it writes, straight from `bytes`, which must not change meanwhile. When the disk is full
-  /// (kResourceExhausted) or fails (kIo) everything written is removed at once and the writer is spent.
-  Status add_pages(PageIndex first, std::span<const std::byte> bytes);
-  Status set_machine_state(const v1::MachineState& state);  // once at least: seal() wants one
-  /// The memory file, read-only, complete once all pages are added: the still-paused source VM is rebased onto it.
-  /// Valid until this object ends; whoever maps it keeps the mapping.
-  [[nodiscard]] int memory_file() const;
-  /// fsync of files, manifest, rename into place, fsync of the directory. `expected`, when given, must equal the digest
-  /// computed here (kDataLoss otherwise). kAlreadyExists when the name was taken meanwhile. kFailedPrecondition without
-  /// a machine state. After any failure the template does not exist and the writer is spent; the one exception is a
-  /// failed fsync of the store itself, whose message says that the template is there but may not survive a power cut.
-  Result<TemplateInfo> seal(const Digest* expected = nullptr);
-
- private:
-  friend class TemplateStore;
-  struct State;
-  explicit TemplateWriter(std::unique_ptr<State> state);
-  std::unique_ptr<State> state_;
-};
 
 /// All templates of one host. Thread: any; the directory is the truth, nothing is cached.
 /// Several processes (fvmmd and its workers) may hold the same store open.
@@ -99,16 +29,37 @@ class TemplateStore {
   /// start.
   Status sweep();
 
+  /// The delta that a base was before it was folded elsewhere: its digest is the delta's.
+  struct FoldedFrom {
+    Digest parent_digest{};
+    Id parent_id{};
+    std::string parent_name{};
+  };
   struct NewTemplate {
     Id id;             // none(): a random one
-    std::string name;  // [A-Za-z0-9._-]{1,64}
+    std::string name;  // [A-Za-z0-9._-]{1,64}, or generation_name(); who asks people refuses '@' before
     std::uint64_t generation = 0;
     std::uint64_t memory_bytes = 0;
     v1::VmConfig config;
-    std::uint64_t bytes_expected = 0;  // of non-zero pages, for the check of free space; 0: all of memory_bytes
+    std::uint64_t bytes_expected = 0;    // of non-zero pages, for the check of free space; 0: all of memory_bytes
+    std::optional<FoldedFrom> folded{};  // set: all hashes of the delta must come by add_delta_hashes()
   };
   /// kAlreadyExists for a taken name; kResourceExhausted when the filesystem lacks room.
   Result<TemplateWriter> begin(const NewTemplate& wanted);
+
+  struct NewDelta {
+    std::string parent{};          // its name here; empty: whatever has parent_digest
+    Digest parent_digest{};        // must be the parent's; none(): not compared
+    Id id{};                       // none(): a random one
+    std::string name{};            // empty: generation_name(parent, generation)
+    std::uint64_t generation = 0;  // 0: one more than the parent's
+    v1::VmConfig config{};
+    std::uint64_t pages_expected = 0;  // for the check of free space; 0: unknown, not checked
+  };
+  /// A delta over a sealed generation of this store, which stays pinned until the writer ends. Errors as for begin();
+  /// those of OpenTemplate::open() for the parent; kFailedPrecondition when the parent has another digest or its chain
+  /// is kChainMax long: fold it first.
+  Result<TemplateWriter> begin_delta(const NewDelta& wanted);
   /// Sorted by name; only sealed ones. A damaged manifest is logged and left out: find() and verify() say what is
   /// wrong.
   Result<std::vector<TemplateInfo>> list() const;
@@ -117,8 +68,30 @@ class TemplateStore {
   Result<TemplateInfo> show(const std::string& name) const;
   Result<TemplateInfo> find(const Id& id,
                             const Digest& digest) const;  // kNotFound, or kFailedPrecondition: same id, other content
-  /// kFailedPrecondition while pinned ("in use by N ..."), kNotFound.
+  /// The first by name with this content. kNotFound.
+  Result<TemplateInfo> find_by_digest(const Digest& digest) const;
+  /// kFailedPrecondition while pinned ("in use by N ...") or while a delta lies on it (named), kNotFound.
   Status remove(const std::string& name);
+
+  /// Makes a base of a delta: same name, id, generation, digest, state and time of creation, no parent needed any more.
+  /// Files that anybody maps do not change: a new directory takes the old one's place in one step, pins carry over, and
+  /// a crash leaves either. No-op for a base. Blocks are shared with the base where the filesystem can (reflink), else
+  /// copied. Errors: those of OpenTemplate::open(); kResourceExhausted; kAborted while somebody else folds it.
+  Result<TemplateInfo> fold(const std::string& name);
+
+  /// Makes one delta of all deltas down to the first generation that a person named (no '@'), or to the base: their
+  /// union, which is all that it costs. Same name, id, generation, digest, state, time of creation, and the same swap
+  /// as in fold(); what lay between is needed no longer. No-op for a base and for what lies directly on such a
+  /// generation. Errors: those of fold().
+  Result<TemplateInfo> squash(const std::string& name);
+
+  struct Collected {
+    std::vector<TemplateInfo> removed;
+    std::uint64_t bytes_freed = 0;  // blocks of what was removed; those that another store links stay
+  };
+  /// Removes generations of ours (NAME@G) that nothing pins, no delta lies on, and `keep` does not want, newest first.
+  /// Templates that people named stay. Stops at the first failure, with what it removed before gone.
+  Result<Collected> gc(const std::function<bool(const TemplateInfo&)>& keep);
 
   struct VerifyReport {
     std::uint64_t pages_checked = 0;
@@ -129,11 +102,12 @@ class TemplateStore {
   /// Reads every page back and compares with its stored hash, holes with zero, the digest with the chain. What a
   /// mapping would show is what is read: pages in the page cache do not come from the disk again. A template that
   /// cannot even be opened is an error (those of OpenTemplate::open); everything found after that is in the report.
-  /// Pinned meanwhile.
+  /// Of a delta its own pages are read: those below have a verify of their own. Pinned meanwhile.
   Result<VerifyReport> verify(const std::string& name) const;
   /// Takes over a sealed template of another store on the same filesystem by hard links, after verifying it: same name,
   /// id and digest, pins of its own. kAlreadyExists when the name or the id is taken here (whatever the content),
-  /// kFailedPrecondition on another filesystem, kDataLoss when the verification finds anything.
+  /// kFailedPrecondition on another filesystem or when a delta's parent (id and digest) is not here, kDataLoss when the
+  /// verification finds anything.
   Result<TemplateInfo> import_linked(const std::filesystem::path& template_directory);
   [[nodiscard]] const std::filesystem::path& directory() const { return directory_; }
 

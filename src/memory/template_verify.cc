@@ -25,6 +25,7 @@ class Scrub {
   Scrub(int memory, HashTableReader reader, const v1::TemplateManifest& manifest)
       : memory_(memory),
         reader_(std::move(reader)),
+        folded_(is_folded(manifest)),
         pages_(manifest.memory_bytes() / kPageBytes),
         chain_(Digest{}, manifest.memory_bytes()),
         buffer_(kReadPages * kPageBytes) {}
@@ -40,6 +41,7 @@ class Scrub {
 
   int memory_;
   HashTableReader reader_;
+  bool folded_;  // its digest is that of its delta: check_folded()
   std::uint64_t pages_;
   DigestChain chain_;
   std::vector<std::byte> buffer_;
@@ -82,7 +84,7 @@ Result<TemplateStore::VerifyReport> Scrub::run(const Digest& digest) {
     FVMM_TRY(check_chunk(std::min(kReadPages, end - page_)));
   }
   report_.pages_checked = pages_;
-  if (report_.detail.empty() && chain_.finish() != digest) {
+  if (report_.detail.empty() && !folded_ && chain_.finish() != digest) {
     report_.detail = fmt::format("digest {} computed, the manifest says {}", chain_.finish().hex(), digest.hex());
   }
   return std::move(report_);
@@ -118,13 +120,16 @@ void Scrub::bad(std::string_view why) {
   ++report_.pages_bad;
 }
 
-/// Damage to hashes or machine is a finding, not a failure to look.
+TemplateStore::VerifyReport only(const std::string& detail) {
+  return {.pages_checked = 0, .bad = {}, .pages_bad = 0, .detail = detail};
+}
+
+}  // namespace
+
 bool is_finding(const Error& error) {
   return error.code() == Errc::kDataLoss || error.code() == Errc::kNotFound ||
          error.code() == Errc::kFailedPrecondition;
 }
-
-}  // namespace
 
 Result<TemplateStore::VerifyReport> verify_memory(int memory, int hashes, const v1::TemplateManifest& manifest) {
   const Digest digest = FVMM_TRY(Id::from_bytes(manifest.digest()));
@@ -132,22 +137,30 @@ Result<TemplateStore::VerifyReport> verify_memory(int memory, int hashes, const 
   if (reader) {
     Result<TemplateStore::VerifyReport> report = Scrub(memory, std::move(*reader), manifest).run(digest);
     if (report || !is_finding(report.error())) return report;
-    return TemplateStore::VerifyReport{
-        .pages_checked = 0, .bad = {}, .pages_bad = 0, .detail = report.error().message()};
+    return only(report.error().message());
   }
   if (!is_finding(reader.error())) return std::move(reader.error());
-  return TemplateStore::VerifyReport{.pages_checked = 0, .bad = {}, .pages_bad = 0, .detail = reader.error().message()};
+  return only(reader.error().message());
 }
 
 Result<TemplateStore::VerifyReport> TemplateStore::verify(const std::string& name) const {
-  FVMM_TRY(check_template_name(name));
+  FVMM_TRY(check_stored_name(name));
   const OpenTemplate opened = FVMM_TRY(OpenTemplate::open(directory_ / name));
   return verify_open(opened);
 }
 
 Result<TemplateStore::VerifyReport> TemplateStore::verify_open(const OpenTemplate& opened) {
-  const UniqueFd hashes = FVMM_TRY(open_in(opened.directory_.get(), kHashesFile, O_RDONLY));
-  VerifyReport report = FVMM_TRY(verify_memory(opened.memory_.get(), hashes.get(), opened.manifest_));
+  const v1::TemplateManifest& manifest = opened.manifest_;
+  const TemplateImage& image = *opened.image_;
+  const int hashes = opened.hashes_.get();
+  VerifyReport report =
+      FVMM_TRY(opened.info_.is_delta() ? verify_pages(image.layer(image.layers() - 1), hashes, manifest)
+                                       : verify_memory(image.base(), hashes, manifest));
+  if (report.detail.empty() && opened.delta_) {
+    Result<std::string> wrong = check_folded(opened.delta_.get(), hashes, manifest);
+    if (!wrong && !is_finding(wrong.error())) return std::move(wrong.error());
+    report.detail = wrong ? std::move(*wrong) : wrong.error().message();
+  }
   const Result<v1::MachineState> machine = opened.machine_state();
   if (!machine && !is_finding(machine.error())) return machine.error();
   if (!machine && report.detail.empty()) report.detail = machine.error().message();
