@@ -205,6 +205,7 @@ void DestinationSession::refuse(const Error& error) {
   message.set_code(static_cast<std::uint32_t>(error.code()));
   message.set_reason(error.message());
   if (state_ == DestinationState::kPreparing) {
+    guest_.reset();  // this object may live on, for questions; the replica shall not
     state_ = DestinationState::kGone;
     message.set_kind(v1::PEER_REJECTED);
   } else {
