@@ -64,6 +64,24 @@ Result<std::chrono::microseconds> parse_duration(std::string_view text) {
   return Error(Errc::kInvalidArgument, fmt::format("\"{}\" needs a unit: us, ms, s, m or h", text));
 }
 
+Result<std::uint64_t> parse_bandwidth(std::string_view text) {
+  const Number number = FVMM_TRY(split_number(text, "bandwidth; write 1Gbit or 100Mbit"));
+  struct Unit {
+    std::string_view name;
+    std::uint64_t bits;
+  };
+  constexpr std::array<Unit, 3> kUnits{{{"Kbit", 1'000}, {"Mbit", 1'000'000}, {"Gbit", 1'000'000'000}}};
+  constexpr std::uint64_t kMost = 1'000'000'000'000'000;  // a petabit; more is a typo
+  for (const Unit& unit : kUnits) {
+    if (unit.name != number.suffix) continue;
+    if (number.value == 0 || number.value > kMost / unit.bits) {
+      return Error(Errc::kInvalidArgument, fmt::format("\"{}\" is not a bandwidth of any link", text));
+    }
+    return number.value * unit.bits / 8;
+  }
+  return Error(Errc::kInvalidArgument, fmt::format("\"{}\" needs a unit: Kbit, Mbit or Gbit", text));
+}
+
 std::string format_bytes(std::uint64_t bytes) {
   constexpr std::array<std::string_view, 5> kUnits{"B", "KiB", "MiB", "GiB", "TiB"};
   auto value = static_cast<double>(bytes);

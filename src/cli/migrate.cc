@@ -19,8 +19,9 @@ constexpr std::chrono::seconds kResultGrace{
     30};  // the daemon ends a migration by its timeout, then still has to say so
 
 struct Options {
-  std::string vm, to, mode = "auto", max_downtime, timeout, test_hook;
+  std::string vm, to, mode = "auto", max_downtime, timeout, bandwidth, test_hook;
   std::uint32_t connections = 0;
+  bool allow_throttle = false;
 };
 
 std::string result_json(const v1::MigrateResult& result) {
@@ -34,6 +35,9 @@ std::string result_json(const v1::MigrateResult& result) {
   object.raw("bytes_sent", std::to_string(result.bytes_sent()));
   object.add("template", result.template_()).raw("generation", std::to_string(result.generation()));
   object.raw("phases", phases.str()).add("error", result.error()).add("why_mode", result.why_mode());
+  object.raw("throttle_percent", std::to_string(result.throttle_percent()));
+  object.add("template_push_ms", result.template_push_ms());
+  object.raw("template_push_bytes", std::to_string(result.template_push_bytes()));
   return object.add("teardown_ms", result.teardown_ms()).str();
 }
 
@@ -42,6 +46,13 @@ void print_result(std::ostream& out, const Options& options, const v1::MigrateRe
                      result.result(), result.mode(), result.duration_ms(), result.downtime_ms(), result.pages_sent(),
                      format_bytes(result.bytes_sent()), result.rounds());
   if (!result.why_mode().empty()) out << "  mode: " << result.why_mode() << '\n';
+  if (result.template_push_ms() > 0) {
+    out << fmt::format("  template {} pushed first: {:.1f} ms, {}\n", result.template_(), result.template_push_ms(),
+                       format_bytes(result.template_push_bytes()));
+  }
+  if (result.throttle_percent() > 0) {
+    out << fmt::format("  guest held back by {} % of its time at the end\n", result.throttle_percent());
+  }
   for (const v1::Phase& phase : result.phases())
     out << fmt::format("  {:<24} {:>10.3f} ms\n", phase.name(), phase.ms());
 }
@@ -66,6 +77,9 @@ void show(Progress& progress, const Options& options, const v1::MigrateEvent& ev
   if (event.round() > 0) text += fmt::format(", round {}", event.round());
   if (event.pages_sent() > 0) text += fmt::format(", {} pages sent, {} left", event.pages_sent(), event.pages_left());
   if (event.rate_mbytes_s() > 0) text += fmt::format(", {:.0f} MB/s", event.rate_mbytes_s());
+  if (event.dirty_mbytes_s() > 0) text += fmt::format(", guest dirties {:.0f} MB/s", event.dirty_mbytes_s());
+  if (event.expected_downtime_ms() > 0) text += fmt::format(", downtime now {:.1f} ms", event.expected_downtime_ms());
+  if (event.throttle_percent() > 0) text += fmt::format(", held back {} %", event.throttle_percent());
   progress.show(text, event.pages_sent(), event.pages_sent() + event.pages_left());
 }
 
@@ -79,6 +93,10 @@ Result<v1::MigrateRequest> to_request(const Options& options) {
   const std::chrono::microseconds timeout =
       options.timeout.empty() ? kMigrationTimeout : FVMM_TRY(parse_duration(options.timeout), "--timeout");
   request.set_timeout_ms(to_timeout_ms(timeout));
+  request.set_allow_throttle(options.allow_throttle);
+  if (!options.bandwidth.empty()) {
+    request.set_bandwidth_bytes_s(FVMM_TRY(parse_bandwidth(options.bandwidth), "--bandwidth"));
+  }
   if (!options.max_downtime.empty()) {
     const auto downtime = FVMM_TRY(parse_duration(options.max_downtime), "--max-downtime");
     if (downtime.count() == 0 || downtime > std::chrono::seconds(60)) {
@@ -180,6 +198,9 @@ void add_migrate_command(CLI::App& app, Chosen& chosen) {
       ->check(CLI::Range(1U, 64U));
   command.add_option("--max-downtime", options->max_downtime, "Pause only when the rest fits this (5ms)");
   command.add_option("--timeout", options->timeout, "Call it off after this long (60s)");
+  command.add_option("--bandwidth", options->bandwidth, "Limit over all connections, such as 1Gbit");
+  command.add_flag("--allow-throttle", options->allow_throttle,
+                   "Slow the guest down, step by step, when it dirties memory faster than the link carries it");
   command.add_option("--test-hook", options->test_hook)->group("");
   command.callback([&chosen, &command, options] {
     if (!command.get_subcommands().empty()) return;  // cancel or resolve was chosen

@@ -25,7 +25,16 @@ void print_template(std::ostream& out, const v1::TemplateInfo& info) {
       {"stored", format_bytes(info.stored_bytes())},
       {"pages", std::to_string(info.pages())},
       {"pins", std::to_string(info.pins())},
-      {"created", info.created()}};
+      {"created", info.created()},
+      {"kind", info.kind()}};
+  if (!info.parent().empty()) {
+    rows.push_back({"parent", info.parent()});
+    rows.push_back({"chain", fmt::format("{} below, {} runs", info.chain(), info.runs())});
+  }
+  if (!info.engine().empty()) {
+    rows.push_back({"engine", fmt::format("{}: {}", info.engine(), info.why_engine())});
+    rows.push_back({"rounds", fmt::format("{}, then {} pages in the pause", info.rounds(), info.pause_pages())});
+  }
   if (info.duration_ms() > 0) {
     rows.push_back({"pause", fmt::format("{:.2f} ms", info.pause_ms())});
     rows.push_back({"duration", fmt::format("{:.2f} ms", info.duration_ms())});
@@ -34,11 +43,12 @@ void print_template(std::ostream& out, const v1::TemplateInfo& info) {
 }
 
 std::string template_table(const v1::TemplateList& list) {
-  std::vector<std::vector<std::string>> rows{{"NAME", "GENERATION", "MEMORY", "STORED", "PAGES", "PINS", "CREATED"}};
+  std::vector<std::vector<std::string>> rows{
+      {"NAME", "GENERATION", "KIND", "MEMORY", "STORED", "PAGES", "PINS", "CREATED"}};
   for (const v1::TemplateInfo& info : list.templates()) {
-    rows.push_back({info.ref().name(), std::to_string(info.ref().generation()), format_bytes(info.ref().memory_bytes()),
-                    format_bytes(info.stored_bytes()), std::to_string(info.pages()), std::to_string(info.pins()),
-                    info.created()});
+    rows.push_back({info.ref().name(), std::to_string(info.ref().generation()), info.kind(),
+                    format_bytes(info.ref().memory_bytes()), format_bytes(info.stored_bytes()),
+                    std::to_string(info.pages()), std::to_string(info.pins()), info.created()});
   }
   return align(rows);
 }
@@ -103,7 +113,8 @@ void add_create(CLI::App& parent, Chosen& chosen) {
   CLI::App& command = *parent.add_subcommand("create", "Make a template of a VM");
   command.add_option("NAME", options->name, "Name of the template")->required();
   command.add_option("--from", options->vm, "VM")->required();
-  command.add_option("--engine", options->engine, "How memory is captured")->check(CLI::IsMember({"auto", "stop"}));
+  command.add_option("--engine", options->engine, "How memory is captured")
+      ->check(CLI::IsMember({"auto", "cow", "chase", "stop"}));
   command.callback([&chosen, options] {
     chosen = [options](Session& session) {
       v1::CreateTemplateRequest request;
@@ -145,21 +156,45 @@ void add_push_and_import(CLI::App& parent, Chosen& chosen) {
   command.add_option("NAME", options->name, "Template")->required();
   command.add_option("--to", options->to, "Peer, HOST:PORT")->required();
   command.callback([&chosen, options] { chosen = [options](Session& session) { return push(session, *options); }; });
-  CLI::App& import = *parent.add_subcommand("import", "Take a template from a store's directory on this host");
-  import.add_option("DIR", options->directory, "The template's directory")->required();
-  import.add_flag("--link", options->link, "Share the files by verified hard links instead of copying them");
-  import.callback([&chosen, options] {
+  CLI::App& take_over = *parent.add_subcommand("import", "Take a template from a store's directory on this host");
+  take_over.add_option("DIR", options->directory, "The template's directory")->required();
+  take_over.add_flag("--link", options->link, "Share the files by verified hard links instead of copying them");
+  take_over.callback([&chosen, options] {
     chosen = [options](Session& session) {
       v1::ImportRequest request;
-  request.set_directory(absolute_path(options->directory));
-  request.set_link(options->link);
-  v1::TemplateInfo answer;
-  return session.call("fvmm.v1.Templates/Import", request, answer, kLongCallTimeout,
-                      [&] { print_template(session.out(), answer); });
-};
-}  // namespace
-);
-}  // namespace fvmm::cli
+      request.set_directory(absolute_path(options->directory));
+      request.set_link(options->link);
+      v1::TemplateInfo answer;
+      return session.call("fvmm.v1.Templates/Import", request, answer, kLongCallTimeout,
+                          [&] { print_template(session.out(), answer); });
+    };
+  });
+}
+
+void add_fold_and_gc(CLI::App& parent, Chosen& chosen) {
+  auto name = std::make_shared<std::string>();
+  CLI::App& fold = *parent.add_subcommand("fold", "Make a delta whole, so that it needs no parent; its identity stays");
+  fold.add_option("NAME", *name, "Template")->required();
+  fold.callback([&chosen, name] {
+    chosen = [name](Session& session) {
+      v1::TemplateName request;
+      request.set_name(*name);
+      v1::TemplateInfo answer;
+      return session.call("fvmm.v1.Templates/Fold", request, answer, kLongCallTimeout,
+                          [&] { print_template(session.out(), answer); });
+    };
+  });
+  parent.add_subcommand("gc", "Remove generations (NAME@G) that nothing uses or descends from")->callback([&chosen] {
+    chosen = [](Session& session) {
+      v1::GcReport answer;
+      return session.call("fvmm.v1.Templates/Gc", v1::Empty(), answer, kLongCallTimeout, [&] {
+        for (const std::string& removed : answer.removed()) session.out() << removed << ": removed\n";
+        session.out() << fmt::format("{} generations removed, {} freed\n", answer.removed_size(),
+                                     format_bytes(answer.bytes_freed()));
+      });
+    };
+  });
+}
 
 void add_remove_and_verify(CLI::App& parent, Chosen& chosen) {
   auto name = std::make_shared<std::string>();
@@ -187,6 +222,7 @@ void add_template_commands(CLI::App& app, Chosen& chosen) {
   add_create(parent, chosen);
   add_list_and_show(parent, chosen);
   add_push_and_import(parent, chosen);
+  add_fold_and_gc(parent, chosen);
   add_remove_and_verify(parent, chosen);
 }
 

@@ -14,7 +14,7 @@ Status check_hello(const v1::PeerHello& hello) {
   FVMM_TRY(Id::from_bytes(hello.session()), "session");
   const Id vm = FVMM_TRY(Id::from_bytes(hello.vm().id()), "VM id");
   if (vm.none()) return Error(Errc::kInvalidArgument, "the VM has no id");
-  if (hello.mode() != "suspend" && hello.mode() != "precopy") {
+  if (hello.mode() != "suspend" && hello.mode() != "precopy" && hello.mode() != "live") {
     return Error(Errc::kInvalidArgument, fmt::format("unknown mode \"{}\"", hello.mode()));
   }
   return check_config(hello.vm());

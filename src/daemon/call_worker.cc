@@ -93,6 +93,16 @@ Result<v1::WorkerInfo> WorkerClient::settle(bool resume, const Deadline& deadlin
 Result<v1::SessionAnswer> WorkerClient::ask_session(const v1::SessionQuery& query, const Deadline& deadline) const {
   return call<v1::SessionAnswer>("AskSession", query, deadline);
 }
+Result<v1::ReplicaStatus> WorkerClient::start_replication(const v1::WorkerReplicateRequest& request,
+                                                          const Deadline& deadline) const {
+  return call<v1::ReplicaStatus>("StartReplication", request, deadline);
+}
+Result<v1::ReplicaStatus> WorkerClient::stop_replication(const Deadline& deadline) const {
+  return call<v1::ReplicaStatus>("StopReplication", v1::Empty(), deadline);
+}
+Result<v1::ReplicaStatus> WorkerClient::replication_status(const Deadline& deadline) const {
+  return call<v1::ReplicaStatus>("ReplicationStatus", v1::Empty(), deadline);
+}
 Status WorkerClient::poke(const v1::PokeRequest& request, const Deadline& deadline) const {
   FVMM_TRY(call<v1::Empty>("Poke", request, deadline));
   return {};

@@ -60,6 +60,10 @@ class WorkerClient {
   Status add_connection(const v1::WorkerAddConnectionRequest& request, int connection, const Deadline& deadline) const;
   Result<v1::WorkerInfo> settle(bool resume, const Deadline& deadline) const;
   Result<v1::SessionAnswer> ask_session(const v1::SessionQuery& query, const Deadline& deadline) const;
+  Result<v1::ReplicaStatus> start_replication(const v1::WorkerReplicateRequest& request,
+                                              const Deadline& deadline) const;
+  Result<v1::ReplicaStatus> stop_replication(const Deadline& deadline) const;
+  Result<v1::ReplicaStatus> replication_status(const Deadline& deadline) const;
   Status poke(const v1::PokeRequest& request, const Deadline& deadline) const;
 
   /// Streams. The callback returns false to leave; the signal ends them with kCancelled.

@@ -73,9 +73,10 @@ Status Daemon::open_workers(const DaemonOptions& options) {
 
 Status Daemon::open_services(const DaemonOptions& options, std::optional<UniqueFd> listener) {
   sessions_ = std::make_unique<IncomingSessions>(*registry_, *settled_, *refused_);
+  replicas_ = std::make_unique<Replicas>(FVMM_TRY(Replicas::open(options.state_directory / "replicas")));
   if (!options.listen.empty()) {
     const net::Endpoint at = FVMM_TRY(net::Endpoint::parse(options.listen), "--listen");
-    peers_ = FVMM_TRY(PeerListener::open(at, {*registry_, *pool_, *supervisor_, *store_, *sessions_, stop_,
+    peers_ = FVMM_TRY(PeerListener::open(at, {*registry_, *pool_, *supervisor_, *store_, *sessions_, *replicas_, stop_,
                                               options.state_directory, options.test_hooks}));
   }
   vms_ = std::make_unique<VmService>(*registry_, *pool_, *supervisor_, *store_, options.test_hooks);
@@ -84,6 +85,9 @@ Status Daemon::open_services(const DaemonOptions& options, std::optional<UniqueF
   migrations.listen = listen();
   migrations.test_hooks = options.test_hooks;
   migrations_ = std::make_unique<MigrationService>(*registry_, *store_, stop_, std::move(migrations));
+  replications_ =
+      std::make_unique<ReplicationService>(ReplicationService::Parts{*registry_, *store_, *replicas_, *vms_},
+                                           ReplicationService::Options{listen(), options.test_hooks});
   host_ = std::make_unique<HostService>(listen(), [this] { return pool_->warm(); });
   control::Server::Options server;
   if (listener) {
@@ -95,6 +99,7 @@ Status Daemon::open_services(const DaemonOptions& options, std::optional<UniqueF
   vms_->bind(*server_);
   templates_->bind(*server_);
   migrations_->bind(*server_);
+  replications_->bind(*server_);
   host_->bind(*server_);
   if (peers_) peers_->start();
   return {};

@@ -15,6 +15,8 @@
 #include "daemon/peer_listener.h"
 #include "daemon/pool.h"
 #include "daemon/registry.h"
+#include "daemon/replicas.h"
+#include "daemon/replication_service.h"
 #include "daemon/session_ledger.h"
 #include "daemon/spawner.h"
 #include "daemon/supervisor.h"
@@ -56,10 +58,12 @@ class Daemon {
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<Supervisor> supervisor_;
   std::unique_ptr<IncomingSessions> sessions_;
+  std::unique_ptr<Replicas> replicas_;
   std::unique_ptr<PeerListener> peers_;
   std::unique_ptr<VmService> vms_;
   std::unique_ptr<TemplateService> templates_;
   std::unique_ptr<MigrationService> migrations_;
+  std::unique_ptr<ReplicationService> replications_;
   std::unique_ptr<HostService> host_;
   std::unique_ptr<control::Server> server_;
 };

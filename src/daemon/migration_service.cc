@@ -22,11 +22,13 @@ constexpr std::chrono::seconds kInfoWait{10};
 Result<v1::MigrateRequest> check_migrate(const v1::MigrateRequest& request, bool test_hooks) {
   v1::MigrateRequest checked = request;
   const std::string& mode = request.mode();
-  if (mode == "live") {
-    return Error(Errc::kUnimplemented, "mode live does not exist yet: use suspend, precopy or auto");
+  if (!mode.empty() && mode != "auto" && mode != "suspend" && mode != "precopy" && mode != "live") {
+    return Error(Errc::kInvalidArgument,
+                 fmt::format("unknown mode \"{}\"; there are auto, suspend, live and precopy", mode));
   }
-  if (!mode.empty() && mode != "auto" && mode != "suspend" && mode != "precopy") {
-    return Error(Errc::kInvalidArgument, fmt::format("unknown mode \"{}\"; there are auto, suspend and precopy", mode));
+  if (request.bandwidth_bytes_s() != 0 && request.bandwidth_bytes_s() < migration::kBandwidthMin) {
+    return Error(Errc::kInvalidArgument, fmt::format("a bandwidth of {} bytes a second; at least {} (1Mbit)",
+                                                     request.bandwidth_bytes_s(), migration::kBandwidthMin));
   }
   FVMM_TRY(parse_peer(request.to()));
   if (request.connections() > migration::kConnectionsMax) {
@@ -57,6 +59,7 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
   FVMM_TRY(claim.archive_session(), request.vm());  // its worker is about to overwrite session.pb
   const double before_ms = to_ms(std::chrono::steady_clock::now() - accepted);
   auto result = run(vm, checked, progress);
+  if (result && template_is_missing(*result, vm)) result = push_and_run(vm, checked, progress);
   if (stop_.fired()) return Error(Errc::kUnavailable, "fvmmd is stopping; the worker goes on, see \"vm show\"");
   if (!result) {
     v1::MigrateResult none;
@@ -75,6 +78,37 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
   v1::MigrateEvent last;
   *last.mutable_result() = std::move(*result);
   return last;
+}
+
+bool MigrationService::template_is_missing(const v1::MigrateResult& result, const VmView& vm) const {
+  return result.result() == "aborted" && result.code() == static_cast<std::uint32_t>(Errc::kNotFound) &&
+         !to_info(vm).template_().id().empty() && !stop_.fired();
+}
+
+// The peer refused for want of the template: it travels first, while the guest runs on, and is reported apart.
+Result<v1::MigrateResult> MigrationService::push_and_run(const VmView& vm, const v1::MigrateRequest& request,
+                                                         const std::function<void(const v1::MigrateEvent&)>& progress) {
+  const v1::TemplateRef base = to_info(vm).template_();
+  const auto info = FVMM_TRY(store_.find(FVMM_TRY(Id::from_bytes(base.id())), FVMM_TRY(Id::from_bytes(base.digest()))),
+                             "the template that the peer lacks");
+  v1::MigrateEvent event;
+  event.set_phase("pushing template " + info.name);
+  progress(event);
+  const auto on_progress = [&](const migration::PushProgress& at) {
+    event.set_pages_sent(at.bytes_done / kPageBytes);
+    event.set_pages_left((at.bytes_total - std::min(at.bytes_total, at.bytes_done)) / kPageBytes);
+    progress(event);
+    return !stop_.fired();
+  };
+  const Deadline deadline = Deadline::after(std::chrono::milliseconds(request.timeout_ms()));
+  const auto pushed =
+      FVMM_TRY(push_with_parents(store_, info, FVMM_TRY(parse_peer(request.to())), deadline, on_progress),
+               "before the migration");
+  spdlog::info("migrate {}: template {} pushed first, {:.1f} ms", request.vm(), info.name, pushed.duration_ms);
+  auto result = FVMM_TRY(run(vm, request, progress));
+  result.set_template_push_ms(pushed.duration_ms);
+  result.set_template_push_bytes(pushed.bytes_sent);
+  return result;
 }
 
 Result<v1::MigrateResult> MigrationService::run(const VmView& vm, const v1::MigrateRequest& request,

@@ -7,6 +7,8 @@
 #include <algorithm>
 
 #include "base/scope_exit.h"
+#include "memory/template_format.h"
+#include "migration/refusal.h"
 #include "migration/template_push.h"
 #include "migration/transport.h"
 #include "net/frame.h"
@@ -19,10 +21,7 @@ constexpr std::chrono::seconds kAnswerWait{5};
 constexpr std::chrono::milliseconds kAcceptPause{100};  // after an accept error such as "out of descriptors"
 
 void reject(net::Channel& channel, const Error& error) {
-  v1::PeerMessage message;
-  message.set_kind(v1::PEER_REJECTED);
-  message.set_code(static_cast<std::uint32_t>(error.code() == Errc::kIo ? Errc::kInternal : error.code()));
-  message.set_reason(error.message());
+  const v1::PeerMessage message = migration::to_message(v1::PEER_REJECTED, error);
   const Status sent = net::send_message(channel, net::FrameType::kControl, message, Deadline::after(kAnswerWait));
   if (!sent) spdlog::debug("the refusal did not reach the peer: {}", sent.error().message());
 }
@@ -105,8 +104,10 @@ void PeerListener::serve(UniqueFd socket) {
                                   migration::kPeerVersion)));
     return;
   }
-  // Migrations and pushes have limits of their own; data connections and questions are short and stay counted.
-  const bool bounded_elsewhere = hello.purpose() == v1::MIGRATE || hello.purpose() == v1::PUSH_TEMPLATE;
+  // Migrations, pushes and replications have limits of their own; data connections and questions are short and stay
+  // counted.
+  const bool bounded_elsewhere =
+      hello.purpose() == v1::MIGRATE || hello.purpose() == v1::PUSH_TEMPLATE || hello.purpose() == v1::REPLICATE;
   if (bounded_elsewhere) {
     waiting.dismiss();
     --pending_;
@@ -128,6 +129,12 @@ void PeerListener::dispatch(std::unique_ptr<net::Channel> channel, const v1::Pee
       break;
     case v1::QUERY_SESSION:
       status = answer_query(*channel, hello);
+      break;
+    case v1::REPLICATE:
+      status = replicate_in(*channel, hello);
+      break;
+    case v1::QUERY_VM:
+      status = answer_vm_query(*channel, hello);
       break;
     default:
       status = Error(Errc::kInvalidArgument, fmt::format("unknown purpose {}", static_cast<int>(hello.purpose())));
@@ -162,7 +169,7 @@ Status PeerListener::receive_push(net::Channel& channel, const v1::PeerHello& he
   if (++pushes_ > kPushesMax) {
     return Error(Errc::kResourceExhausted, fmt::format("{} templates are being received, the limit", kPushesMax));
   }
-  FVMM_TRY(check_name("template", hello.template_().name()));
+  FVMM_TRY(memory::check_stored_name(hello.template_().name()));
   const StopSignal::Guard guard(context_.stop, [&channel] { channel.cancel(); });
   const Deadline deadline =
       hello.timeout_ms() == 0 ? Deadline::after(kIncomingWaitMax)

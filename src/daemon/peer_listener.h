@@ -17,6 +17,7 @@
 #include "daemon/incoming.h"
 #include "daemon/pool.h"
 #include "daemon/registry.h"
+#include "daemon/replicas.h"
 #include "daemon/supervisor.h"
 #include "memory/template_store.h"
 #include "net/channel.h"
@@ -38,6 +39,7 @@ class PeerListener {
     Supervisor& supervisor;
     memory::TemplateStore& store;
     IncomingSessions& sessions;
+    Replicas& replicas;
     StopSignal& stop;
     std::filesystem::path state_directory;
     bool test_hooks = false;
@@ -67,6 +69,10 @@ class PeerListener {
   Status add_data(std::unique_ptr<net::Channel>& channel, const v1::PeerHello& hello);
   Status answer_query(net::Channel& channel, const v1::PeerHello& hello);
   Status receive_push(net::Channel& channel, const v1::PeerHello& hello);
+  // replicate_in.cc
+  Status check_replica(const v1::PeerHello& hello) const;
+  Status replicate_in(net::Channel& channel, const v1::PeerHello& hello);
+  Status answer_vm_query(net::Channel& channel, const v1::PeerHello& hello);
   /// A migration from Hello to its end. Errors before the worker has the connection are told to the source.
   Status migrate_in(std::unique_ptr<net::Channel>& channel, const v1::PeerHello& hello);
   [[nodiscard]] Result<AdmissionSnapshot> snapshot(const v1::PeerHello& hello) const;

@@ -3,20 +3,14 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <map>
+#include <set>
+
 #include "daemon/call_worker.h"
 #include "daemon/checks.h"
 
 namespace fvmm::daemon {
-
-v1::TemplateRef to_ref(const memory::TemplateInfo& info) {
-  v1::TemplateRef ref;
-  ref.set_id(info.id.raw());
-  ref.set_name(info.name);
-  ref.set_generation(info.generation);
-  ref.set_digest(info.digest.raw());
-  ref.set_memory_bytes(info.memory_bytes);
-  return ref;
-}
 
 v1::TemplateInfo to_proto(const memory::TemplateInfo& info) {
   v1::TemplateInfo out;
@@ -26,6 +20,10 @@ v1::TemplateInfo to_proto(const memory::TemplateInfo& info) {
   out.set_pins(info.pins);
   out.set_created(info.created);
   *out.mutable_config() = info.config;
+  out.set_kind(info.is_delta() ? "delta" : "base");
+  if (!info.parent_digest.none()) out.set_parent(info.parent_name);
+  out.set_chain(info.chain == 0 ? 0 : info.chain - 1);
+  out.set_runs(info.runs);
   return out;
 }
 
@@ -40,9 +38,10 @@ Result<net::Endpoint> parse_peer(const std::string& text) {
 
 Result<v1::TemplateInfo> TemplateService::create(const v1::CreateTemplateRequest& request, const Deadline& deadline) {
   FVMM_TRY(check_name("template", request.name()));
-  if (!request.engine().empty() && request.engine() != "auto" && request.engine() != "stop") {
+  if (const std::string& engine = request.engine();
+      !engine.empty() && engine != "auto" && engine != "stop" && engine != "chase" && engine != "cow") {
     return Error(Errc::kInvalidArgument,
-                 fmt::format("unknown engine \"{}\"; there are auto and stop", request.engine()));
+                 fmt::format("unknown engine \"{}\"; there are auto, cow, chase and stop", engine));
   }
   if (store_.find(request.name())) {
     return Error(Errc::kAlreadyExists, fmt::format("a template named {} exists", request.name()));
@@ -94,11 +93,49 @@ Result<v1::TemplateInfo> TemplateService::import(const v1::ImportRequest& reques
   return to_proto(FVMM_TRY(store_.import_linked(request.directory())));
 }
 
+Result<migration::PushStats> push_with_parents(const memory::TemplateStore& store, const memory::TemplateInfo& info,
+                                               const net::Endpoint& to, const Deadline& deadline,
+                                               const std::function<bool(const migration::PushProgress&)>& progress) {
+  migration::PushStats sum;
+  if (info.is_delta()) {
+    const auto parent = FVMM_TRY(store.find(info.parent_id, info.parent_digest), "parent of " + info.name);
+    sum = FVMM_TRY(push_with_parents(store, parent, to, deadline, progress));
+  }
+  const auto source = FVMM_TRY(memory::OpenTemplate::open(info.directory));
+  const auto one = FVMM_TRY(migration::push_template(source, to, deadline, progress),
+                            fmt::format("push {} to {}", info.name, to.text()));
+  sum.already_there = one.already_there;
+  sum.bytes_sent += one.bytes_sent;
+  sum.duration_ms += one.duration_ms;
+  return sum;
+}
+
+Result<v1::TemplateInfo> TemplateService::fold(const std::string& name) {
+  return to_proto(FVMM_TRY(store_.fold(name)));
+}
+
+Result<v1::GcReport> TemplateService::gc() {
+  std::set<std::string> wanted;  // digests that a VM's record refers to, running or not
+  for (const VmView& vm : registry_.list()) wanted.insert(to_info(vm).template_().digest());
+  std::map<std::string, std::uint64_t> newest;  // by VM id
+  for (const auto& info : FVMM_TRY(store_.list())) {
+    std::uint64_t& known = newest[info.config.id()];
+    known = std::max(known, info.generation);
+  }
+  const auto keep = [&](const memory::TemplateInfo& info) {
+    return wanted.contains(info.digest.raw()) || newest[info.config.id()] == info.generation;
+  };
+  const auto collected = FVMM_TRY(store_.gc(keep));
+  v1::GcReport report;
+  for (const auto& info : collected.removed) report.add_removed(info.name);
+  report.set_bytes_freed(collected.bytes_freed);
+  return report;
+}
+
 Result<v1::PushEvent> TemplateService::push(const v1::PushRequest& request,
                                             const std::function<bool(const v1::PushEvent&)>& progress) {
   const net::Endpoint to = FVMM_TRY(parse_peer(request.to()));
   const auto info = FVMM_TRY(store_.find(request.name()));
-  const auto source = FVMM_TRY(memory::OpenTemplate::open(info.directory));
   const Deadline deadline = request.timeout_ms() == 0
                                 ? Deadline::after(kPushWaitMax)
                                 : Deadline::after(std::chrono::milliseconds(request.timeout_ms())).sooner(kPushWaitMax);
@@ -108,8 +145,7 @@ Result<v1::PushEvent> TemplateService::push(const v1::PushRequest& request,
     event.set_bytes_total(at.bytes_total);
     return progress(event);
   };
-  const auto stats = FVMM_TRY(migration::push_template(source, to, deadline, on_progress),
-                              fmt::format("push {} to {}", request.name(), request.to()));
+  const auto stats = FVMM_TRY(push_with_parents(store_, info, to, deadline, on_progress));
   event.set_done(true);
   event.set_already_there(stats.already_there);
   event.set_bytes_sent(stats.bytes_sent);
@@ -139,6 +175,9 @@ void TemplateService::bind(control::Server& server) {
                                           FVMM_TRY(remove(request.name()));
                                           return v1::Empty();
                                         });
+  server.unary<TemplateName, TemplateInfo>("fvmm.v1.Templates/Fold",
+                                           [this](Call&, const TemplateName& request) { return fold(request.name()); });
+  server.unary<v1::Empty, v1::GcReport>("fvmm.v1.Templates/Gc", [this](Call&, const v1::Empty&) { return gc(); });
   server.unary<TemplateName, v1::VerifyReport>(
       "fvmm.v1.Templates/Verify", [this](Call&, const TemplateName& request) { return verify(request.name()); });
 }

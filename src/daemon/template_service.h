@@ -10,6 +10,7 @@
 #include "daemon/registry.h"
 #include "memory/template_store.h"
 #include "migration/template_push.h"
+#include "migration/template_ref.h"
 #include "net/channel.h"
 #include "proto/control.pb.h"
 
@@ -17,8 +18,13 @@ namespace fvmm::daemon {
 
 inline constexpr std::chrono::minutes kPushWaitMax{60};
 
-v1::TemplateRef to_ref(const memory::TemplateInfo& info);
+using migration::to_ref;
 v1::TemplateInfo to_proto(const memory::TemplateInfo& info);
+
+/// Pushes a template and, first, the parents of a delta that the peer lacks. Figures are of all of them.
+Result<migration::PushStats> push_with_parents(const memory::TemplateStore& store, const memory::TemplateInfo& info,
+                                               const net::Endpoint& to, const Deadline& deadline,
+                                               const std::function<bool(const migration::PushProgress&)>& progress);
 
 /// A peer's address as a person wrote it. kInvalidArgument unless loopback: peers are not authenticated yet.
 Result<net::Endpoint> parse_peer(const std::string& text);
@@ -36,6 +42,10 @@ class TemplateService {
   Result<v1::TemplateInfo> show(const std::string& name) const;
   Result<v1::VerifyReport> verify(const std::string& name) const;
   Status remove(const std::string& name);
+  Result<v1::TemplateInfo> fold(const std::string& name);
+  /// Removes generations of ours (NAME@G) that nothing maps, descends from or refers to; those of VMs replicated to
+  /// this host keep their newest.
+  Result<v1::GcReport> gc();
   Result<v1::TemplateInfo> import(const v1::ImportRequest& request);
   /// `progress` returns false to give up.
   Result<v1::PushEvent> push(const v1::PushRequest& request, const std::function<bool(const v1::PushEvent&)>& progress);

@@ -43,6 +43,7 @@ Result<std::unique_ptr<Worker>> Worker::create(WorkerOptions options) {
   worker->server_ = FVMM_TRY(control::Server::open(std::move(serve)));
   worker->register_methods();
   worker->register_migration();
+  worker->register_replication();
   return worker;
 }
 
@@ -86,6 +87,7 @@ void Worker::register_methods() {
     stopping_ = true;
     board_.change([](v1::WorkerInfo&) {});  // wakes the watches: the server waits for their end, and so does the caller
     (void)cancel_migration();
+    (void)stop_replication();
     server_->stop();
     return v1::Empty();
   });

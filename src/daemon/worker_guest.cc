@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include "daemon/worker_process.h"
+#include "migration/template_ref.h"
 #include "vmm/cpuid.h"
 
 namespace fvmm::daemon {
@@ -42,14 +43,7 @@ std::unique_ptr<migration::Guest> Worker::wrap(std::shared_ptr<vmm::Vm> vm, cons
   auto guest = std::make_unique<migration::Guest>();
   guest->config = config;
   guest->fencing_token = token;
-  if (pin) {
-    const memory::TemplateInfo& info = pin->info();
-    guest->base.set_id(info.id.raw());
-    guest->base.set_name(info.name);
-    guest->base.set_generation(info.generation);
-    guest->base.set_digest(info.digest.raw());
-    guest->base.set_memory_bytes(info.memory_bytes);
-  }
+  if (pin) guest->base = migration::to_ref(pin->info());
   guest->pin = std::move(pin);
   guest->machine = std::make_unique<migration::VmMachine>(std::move(vm), boot_id_);
   guest->since_base = guest->machine->dirty().add_reader();
@@ -110,7 +104,7 @@ Result<v1::WorkerInfo> Worker::clone(const v1::WorkerCloneRequest& request) {
   std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(request.config()));
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())), "template " + pin.info().name);
   FVMM_TRY(dress(vm, request.vm_directory(), cpu));
-  FVMM_TRY(vm->memory().map_private(pin.memory_file()));
+  FVMM_TRY(vm->memory().map_template(pin.image()));
   FVMM_TRY(vm->load_state(state), "template " + pin.info().name);
   auto guest = wrap(std::move(vm), request.config(), request.fencing_token(), std::move(pin));
   FVMM_TRY(start(*guest, request.run(), began));
@@ -133,7 +127,7 @@ Result<std::unique_ptr<migration::Guest>> Worker::make_replica(const v1::WorkerR
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())));
   FVMM_TRY(vm->set_tsc_khz(hello.cpu().tsc_khz()));
   FVMM_TRY(dress(vm, request.vm_directory(), cpu));
-  FVMM_TRY(pin ? vm->memory().map_private(pin->memory_file()) : vm->memory().map_zero());
+  FVMM_TRY(pin ? vm->memory().map_template(pin->image()) : vm->memory().map_zero());
   return wrap(std::move(vm), hello.vm(), hello.fencing_token(), std::move(pin));
 }
 

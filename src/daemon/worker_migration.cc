@@ -14,16 +14,36 @@ struct Plan {
   std::string why;
 };
 
-Result<Plan> choose_mode(const std::string& wanted, const migration::Guest& guest) {
+constexpr double kAssumedBytesPerSecond = 1e9;  // of a link that nobody has measured yet, where no limit is given
+
+// Suspend has one round trip less and stops the guest only once; live pays when the delta does not fit into the pause.
+Result<Plan> choose_by_delta(migration::Guest& guest, const v1::MigrateRequest& wanted) {
+  if (guest.machine->paused()) return Plan{migration::Mode::kSuspend, "the VM is paused anyway"};
+  FVMM_TRY(guest.machine->dirty().harvest());
+  migration::Progress now;
+  now.pages_left = guest.since_base->pending().count();
+  now.bytes_per_second = kAssumedBytesPerSecond;
+  if (wanted.bandwidth_bytes_s() != 0) {
+    now.bytes_per_second = std::min(now.bytes_per_second, static_cast<double>(wanted.bandwidth_bytes_s()));
+  }
+  const auto pause = migration::expected_downtime(now);
+  const bool fits = pause <= std::chrono::microseconds(wanted.max_downtime_us());
+  return Plan{fits ? migration::Mode::kSuspend : migration::Mode::kLive,
+              fmt::format("a pause for the delta of {} pages would take about {:.1f} ms, {} --max-downtime {:.1f} ms",
+                          now.pages_left, to_ms(pause), fits ? "within" : "more than",
+                          static_cast<double>(wanted.max_downtime_us()) / 1e3)};
+}
+
+Result<Plan> choose_mode(const v1::MigrateRequest& request, migration::Guest& guest) {
+  const std::string& wanted = request.mode();
   using migration::Mode;
   if (wanted == "suspend") return Plan{Mode::kSuspend, "asked for"};
   if (wanted == "precopy") return Plan{Mode::kPrecopy, "asked for"};
-  if (wanted == "live") return Error(Errc::kUnimplemented, "mode live does not exist yet; use suspend or precopy");
+  if (wanted == "live") return Plan{Mode::kLive, "asked for"};
   if (!wanted.empty() && wanted != "auto") {
     return Error(Errc::kInvalidArgument, "mode \"" + wanted + "\"; there are auto, suspend, precopy, live");
   }
-  if (guest.base.id().empty()) return Plan{Mode::kPrecopy, "the VM runs on no template, so all of its memory travels"};
-  return Plan{Mode::kSuspend, "the VM runs on a template, so only its delta travels"};
+  return choose_by_delta(guest, request);
 }
 
 // "peer-fail:load" is for the destination, everything else for us.
@@ -60,6 +80,7 @@ void Worker::register_migration() {
 }
 
 Result<v1::MigrateEvent> Worker::migrate(control::Call& call, const v1::WorkerMigrateRequest& request) {
+  FVMM_TRY(check_not_replicated());
   GuestSlot::Held held = FVMM_TRY(slot_.take("migrate"));
   if (held.empty()) return Error(Errc::kFailedPrecondition, "this worker has no VM yet");
   const v1::VmState before = board_.get().state();
@@ -76,7 +97,7 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
   const v1::MigrateRequest& wanted = request.request();
   const v1::VmState before = board_.get().state();
   before_migration_ = before;
-  const Plan plan = FVMM_TRY(choose_mode(wanted.mode(), guest));
+  const Plan plan = FVMM_TRY(choose_mode(wanted, guest));
   migration::SourceOptions options;
   options.mode = plan.mode;
   options.why_mode = plan.why;
@@ -84,6 +105,8 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
   options.from = request.from();
   if (wanted.connections() != 0) options.connections = wanted.connections();
   if (wanted.max_downtime_us() != 0) options.max_downtime = std::chrono::microseconds(wanted.max_downtime_us());
+  options.allow_throttle = wanted.allow_throttle();
+  options.bandwidth_bytes_s = wanted.bandwidth_bytes_s();
   if (wanted.timeout_ms() != 0) options.timeout = std::chrono::milliseconds(wanted.timeout_ms());
   FVMM_TRY(split_test_hook(options_.test_hooks ? wanted.test_hook() : "", options));
   options.on_event = [this, &wanted, &call](const v1::MigrateEvent& event) {

@@ -16,11 +16,16 @@
 #include "devices/console.h"
 #include "migration/destination.h"
 #include "migration/machine.h"
+#include "migration/replication.h"
 #include "migration/source.h"
 #include "migration/vm_machine.h"
 #include "proto/worker.pb.h"
 
 namespace fvmm::daemon {
+
+Error no_guest();
+/// A guest that rests: not moved away, not unsettled, not stopped by itself.
+Status check_usable(const v1::WorkerInfo& info);
 
 /// Everything one worker has. Owner: worker_main. Handlers run on the server's pool threads and take the guest from the
 /// slot for as long as they work on it.
@@ -39,6 +44,7 @@ class Worker {
   explicit Worker(WorkerOptions options, std::string boot_id);
   void register_methods();
   void register_migration();
+  void register_replication();
 
   // worker_guest.cc: making guests out of the warm VM
   Result<v1::WorkerInfo> boot(const v1::WorkerBootRequest& request);
@@ -57,10 +63,10 @@ class Worker {
   Result<v1::WorkerInfo> pause();
   Result<v1::WorkerInfo> info();
   Result<v1::WorkerInfo> watch(control::Call& call);
-  Result<v1::TemplateInfo> create_template(const v1::WorkerTemplateRequest& request);
-  Result<memory::TemplateInfo> write_template(migration::Guest& guest, const v1::WorkerTemplateRequest& request);
-  Status rebase(migration::Guest& guest, const memory::TemplateInfo& info);
   Status poke(const v1::PokeRequest& request);
+
+  // worker_template.cc
+  Result<v1::TemplateInfo> create_template(const v1::WorkerTemplateRequest& request);
 
   // worker_migration.cc
   Result<v1::MigrateResult> migrate_guest(migration::Guest& guest, const v1::WorkerMigrateRequest& request,
@@ -71,6 +77,13 @@ class Worker {
   Result<v1::Empty> add_connection(control::Call& call, const v1::WorkerAddConnectionRequest& request);
   Result<v1::WorkerInfo> settle(const v1::WorkerSettleRequest& request);
   Result<v1::SessionAnswer> ask_session(const v1::SessionQuery& query);
+
+  // worker_replication.cc
+  Status with_guest(const std::function<Status(migration::Guest&)>& work);
+  Result<v1::ReplicaStatus> start_replication(const v1::WorkerReplicateRequest& request);
+  Result<v1::ReplicaStatus> stop_replication();
+  Result<v1::ReplicaStatus> replication_status();
+  Status check_not_replicated();
 
   const WorkerOptions options_;
   const std::string boot_id_;
@@ -89,6 +102,8 @@ class Worker {
   std::unique_ptr<migration::FileJournal> destination_journal_;  // outlives destination_, which may still be asked
   std::shared_ptr<migration::DestinationSession> destination_;   // session_mutex_; kept for questions
   std::atomic<bool> stopping_{false};
+  std::mutex replication_mutex_;
+  std::unique_ptr<migration::Replication> replication_;  // replication_mutex_; its threads use what stands above
   std::unique_ptr<control::Server> server_;
 };
 

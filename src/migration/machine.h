@@ -30,6 +30,8 @@ class Machine {
   [[nodiscard]] virtual bool paused() const = 0;
   virtual Status pause() = 0;   // every vCPU parked, its last exit complete, device I/O drained
   virtual Status resume() = 0;  // answers when every vCPU thread is about to enter the guest
+  /// Holds every vCPU back for that part of its time, in slices; 0: not at all. At most 99 (FVMM_CHECK).
+  virtual void throttle(unsigned percent) = 0;
   virtual Result<v1::MachineState> save_state() = 0;
   virtual Status load_state(const v1::MachineState& state) = 0;
   [[nodiscard]] virtual v1::CpuIdentity cpu() const = 0;
@@ -42,7 +44,9 @@ struct Guest {
   v1::TemplateRef base;                     // empty id: the zero template
   std::optional<memory::OpenTemplate> pin;  // holds the base while we map it
   std::unique_ptr<Machine> machine;
-  std::unique_ptr<memory::DirtyTracker::Reader> since_base;  // pages that differ from the base; dies before the machine
+  // Both die before the machine.
+  std::unique_ptr<memory::DirtyTracker::Reader> since_base;        // pages that differ from the base
+  std::unique_ptr<memory::DirtyTracker::Reader> since_generation;  // and from the last generation; null: not replicated
 };
 
 }  // namespace fvmm::migration

@@ -4,7 +4,8 @@
 
 namespace fvmm::migration {
 
-PageSender::PageSender(net::Stream& stream, const std::byte* base) : stream_(stream), base_(base) {
+PageSender::PageSender(net::Stream& stream, const std::byte* base, Pacer* pacer)
+    : stream_(stream), base_(base), pacer_(pacer) {
   for (Frame& frame : frames_) clear(frame);
 }
 
@@ -17,15 +18,20 @@ void PageSender::clear(Frame& frame) {
 
 Status PageSender::send(std::span<const memory::PageRange> ranges, const Deadline& deadline) {
   for (const memory::PageRange& range : ranges) {
-    for (std::uint64_t i = 0; i < range.count; ++i) FVMM_TRY(add_page(range.first + i, deadline));
+    for (memory::PageIndex page = range.first; page < range.first + range.count; ++page) {
+      FVMM_TRY(add(page, base_ + page * kPageBytes, deadline));
+    }
   }
+  return flush(deadline);
+}
+
+Status PageSender::flush(const Deadline& deadline) {
   FVMM_TRY(ship(deadline));
   return stream_.finish_send(deadline);
 }
 
 // Appends to the growing entry, or closes it and opens another; ships the frame first when it is full.
-Status PageSender::add_page(memory::PageIndex page, const Deadline& deadline) {
-  const std::byte* const bytes = base_ + page * kPageBytes;
+Status PageSender::add(memory::PageIndex page, const std::byte* bytes, const Deadline& deadline) {
   const Encoding encoding = is_zero_page(bytes) ? Encoding::kZero : Encoding::kRaw;
   if (!has_room(page, encoding)) FVMM_TRY(ship(deadline));
   if (extends(page, encoding)) {
@@ -86,8 +92,10 @@ Status PageSender::ship(const Deadline& deadline) {
               frame.header);
   frame.parts[0] = {frame.header.data(), frame.header.size()};
   frame.parts[1] = {frame.table.data(), frame.table.size()};
+  const std::size_t bytes = frame.header.size() + frame.table.size() + frame.payload_bytes;
+  if (pacer_ != nullptr) FVMM_TRY(pacer_->pass(bytes, deadline));
   ++counters_.frames;
-  counters_.bytes += frame.header.size() + frame.table.size() + frame.payload_bytes;
+  counters_.bytes += bytes;
   FVMM_TRY(stream_.start_send(frame.parts, deadline));
   current_ ^= 1U;  // the stream has finished the other frame before it started this one
   clear(frames_[current_]);

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "memory/guest_memory.h"
+#include "migration/pacer.h"
 #include "migration/page_table.h"
 #include "net/stream.h"
 
@@ -29,10 +30,15 @@ class PageSender {
  public:
   /// `base` is the image in linear RAM order. It is read while frames are in flight: what the guest changes meanwhile
   /// is dirty again and sent again.
-  PageSender(net::Stream& stream, const std::byte* base);
+  /// `pacer`, when given, is asked before each frame; it outlives the sender.
+  PageSender(net::Stream& stream, const std::byte* base, Pacer* pacer = nullptr);
 
   /// Sends the pages, in order. On return all of them have been handed to the kernel.
   Status send(std::span<const memory::PageRange> ranges, const Deadline& deadline);
+  /// One page whose bytes lie elsewhere than in the image; they must stay until flush().
+  Status add(memory::PageIndex page, const std::byte* bytes, const Deadline& deadline);
+  /// Hands what add() has gathered to the kernel.
+  Status flush(const Deadline& deadline);
   /// No more page frames follow.
   Status send_end(const Deadline& deadline);
   [[nodiscard]] const SendCounters& counters() const { return counters_; }
@@ -46,7 +52,6 @@ class PageSender {
     std::uint32_t payload_bytes = 0;
   };
 
-  Status add_page(memory::PageIndex page, const Deadline& deadline);
   [[nodiscard]] bool extends(memory::PageIndex page, Encoding encoding) const;
   [[nodiscard]] bool has_room(memory::PageIndex page, Encoding encoding) const;
   void add_payload(const std::byte* page);
@@ -56,6 +61,7 @@ class PageSender {
 
   net::Stream& stream_;
   const std::byte* base_;
+  Pacer* pacer_;
   std::array<Frame, 2> frames_;
   unsigned current_ = 0;
   PageRun run_{};  // the entry that grows; count 0: none

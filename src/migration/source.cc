@@ -8,9 +8,22 @@
 
 #include "base/check.h"
 #include "migration/convergence.h"
+#include "migration/refusal.h"
 #include "net/frame.h"
 
 namespace fvmm::migration {
+
+std::string_view to_string(Mode mode) {
+  switch (mode) {
+    case Mode::kSuspend:
+      return "suspend";
+    case Mode::kPrecopy:
+      return "precopy";
+    case Mode::kLive:
+      return "live";
+  }
+  return "invalid";
+}
 
 SourceSession::SourceSession(Guest& guest, SourceOptions options, Transport& transport, Journal& journal)
     : guest_(guest),
@@ -19,7 +32,8 @@ SourceSession::SourceSession(Guest& guest, SourceOptions options, Transport& tra
       journal_(journal),
       deadline_(Deadline::after(options_.timeout)),
       began_(std::chrono::steady_clock::now()),
-      phase_began_(began_) {
+      phase_began_(began_),
+      pacer_(options_.bandwidth_bytes_s) {
   options_.connections = std::clamp(options_.connections, 1U, kConnectionsMax);
 }
 
@@ -42,6 +56,7 @@ v1::MigrateResult SourceSession::run() {
 void SourceSession::cancel() {
   if (committing_) return;
   cancelled_ = true;
+  pacer_.cancel();
   const std::lock_guard lock(streams_mutex_);
   if (control_ && !committing_) control_->cancel();
   for (auto& stream : data_) {
@@ -79,7 +94,7 @@ v1::PeerHello SourceSession::hello() const {
   hello.set_session(session_.raw());
   hello.set_connections(options_.connections);
   *hello.mutable_vm() = guest_.config;
-  hello.set_mode(options_.mode == Mode::kSuspend ? "suspend" : "precopy");
+  hello.set_mode(std::string(to_string(options_.mode)));
   if (options_.mode != Mode::kPrecopy) *hello.mutable_template_() = guest_.base;  // precopy is a copy of everything
   hello.set_fencing_token(guest_.fencing_token + 1);
   *hello.mutable_cpu() = guest_.machine->cpu();
@@ -116,7 +131,7 @@ Status SourceSession::connect() {
     data.set_session(session_.raw());
     data.set_index(i);
     FVMM_TRY(net::send_message(*stream, net::FrameType::kHello, data, deadline_), "data connection");
-    senders_.push_back(std::make_unique<PageSender>(*stream, guest_.machine->memory().host_base()));
+    senders_.push_back(std::make_unique<PageSender>(*stream, guest_.machine->memory().host_base(), &pacer_));
     const std::lock_guard lock(streams_mutex_);
     data_.push_back(std::move(stream));
   }
@@ -124,12 +139,6 @@ Status SourceSession::connect() {
   setup_ms_ = to_ms(std::chrono::steady_clock::now() - began_);
   phase_done("setup");
   return {};
-}
-
-Error SourceSession::refusal(const v1::PeerMessage& message) const {
-  const bool known = message.code() >= 1 && message.code() <= static_cast<std::uint32_t>(Errc::kIo);
-  return {known ? static_cast<Errc>(message.code()) : Errc::kFailedPrecondition,
-          fmt::format("peer {}: {}", options_.peer, message.reason())};
 }
 
 // "Broken pipe" is how a refusal looks from a data connection: the reason is our own clock, or on its way on the
@@ -145,7 +154,7 @@ Error SourceSession::explain(Error error) {
   const Deadline wait = Deadline::after(kReasonWait);
   if (!net::receive_message(*control_, net::FrameType::kControl, message, wait)) return error;
   const bool refused = message.kind() == v1::PEER_REJECTED || message.kind() == v1::PEER_REFUSED_DURABLY;
-  return refused ? refusal(message) : error;
+  return refused ? refusal(message, options_.peer) : error;
 }
 
 Result<v1::PeerMessage> SourceSession::expect(v1::PeerKind wanted, const Deadline& deadline) {
@@ -164,7 +173,7 @@ Result<v1::PeerMessage> SourceSession::expect(v1::PeerKind wanted, const Deadlin
     if (message.kind() == v1::PEER_REFUSED_DURABLY && state_ == SourceState::kCommitting) {
       advance(SourceEvent::kRefusedDurably);
     }
-    return refusal(message);
+    return refusal(message, options_.peer);
   }
   return Error(Errc::kDataLoss, fmt::format("peer {}: message {} where {} was due", options_.peer,
                                             v1::PeerKind_Name(message.kind()), v1::PeerKind_Name(wanted)));
@@ -209,6 +218,7 @@ void SourceSession::back_out(const Error& error) {
     // An open record is the safe side: a restart would ask for `migrate resolve`, it would not run twice.
     if (!status) spdlog::error("record of the aborted session: {}", status.error().message());
   }
+  if (throttle_ != 0) guest_.machine->throttle(0);
   if (we_paused_) {
     const Status resumed = guest_.machine->resume();
     if (!resumed) spdlog::error("resume after an aborted migration: {}", resumed.error().message());

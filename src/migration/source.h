@@ -1,7 +1,7 @@
 // The sending side of a migration. docs/handover.md tells the story of the transaction, docs/wire-protocol.md the
 // messages.
 //
-//   connect, Hello ─► `leaving` durable, READY from the peer ─► rounds (precopy) ─► pause ─► last pages, STATE
+//   connect, Hello ─► `leaving` durable, READY from the peer ─► rounds (live, precopy) ─► pause ─► last pages, STATE
 //   ─► PREPARED ─► COMMIT ─► STARTED ─► `left` durable ─► SETTLED
 #pragma once
 
@@ -18,7 +18,9 @@
 #include "base/id.h"
 #include "base/realtime.h"
 #include "base/result.h"
+#include "migration/convergence.h"
 #include "migration/machine.h"
+#include "migration/pacer.h"
 #include "migration/page_sender.h"
 #include "migration/record.h"
 #include "migration/source_state.h"
@@ -35,7 +37,10 @@ inline constexpr std::chrono::seconds kAnswerWait{10};  // for each of PREPARED 
 inline constexpr std::chrono::seconds kAskWait{4};      // for one question about a session; then it is asked again
 inline constexpr std::chrono::milliseconds kAskPause{100};  // between two questions
 
-enum class Mode { kSuspend, kPrecopy };
+/// kSuspend (SFVMM): pause, send the delta. kLive (LFVMM): rounds over the delta while the guest runs, then a short
+/// pause. kPrecopy: rounds over all of memory, without a template; the classical baseline.
+enum class Mode { kSuspend, kPrecopy, kLive };
+std::string_view to_string(Mode mode);
 
 struct SourceWaits {
   std::chrono::milliseconds answer{kAnswerWait};  // for PREPARED and for STARTED
@@ -52,7 +57,9 @@ struct SourceOptions {
   unsigned connections = 1;
   std::chrono::microseconds max_downtime{5000};
   std::chrono::milliseconds timeout{60'000};
-  std::string peer_test_hook;  // travels in the Hello
+  bool allow_throttle = false;          // hold the guest back when it dirties faster than the link carries
+  std::uint64_t bandwidth_bytes_s = 0;  // over all connections, also in the pause; 0: no limit
+  std::string peer_test_hook;           // travels in the Hello
   StepHook on_step;
   std::function<void(const v1::MigrateEvent&)> on_event;  // progress; on the session's thread
   SourceWaits waits{};                                    // shorter in tests
@@ -79,12 +86,16 @@ class SourceSession {
  private:
   Status connect();
   Status copy_rounds();
+  memory::Bitmap first_round();
+  Status send_round(memory::Bitmap& pages);
+  Progress assess(const memory::Bitmap& sent);
+  Status hold_back();
+  Error too_fast(const Progress& now) const;
   Status stop_and_copy();
   Status commit();
   Status send_pages(const memory::Bitmap& pages);
   Status step(std::string_view name);
   Result<v1::PeerMessage> expect(v1::PeerKind wanted, const Deadline& deadline);
-  Error refusal(const v1::PeerMessage& message) const;
   Error explain(Error error);
   Status say(const v1::PeerMessage& message, const Deadline& deadline);
   void advance(SourceEvent event);
@@ -93,7 +104,7 @@ class SourceSession {
   Status write_record(v1::SessionOutcome outcome);
   void hint(v1::PeerHello& hello) const;
   v1::PeerHello hello() const;
-  void progress(std::string_view phase, std::uint64_t pages_left);
+  void progress(std::string_view phase, const Progress& now);
   void phase_done(std::string_view name);
   v1::MigrateResult report(const Status& status);
   SendCounters totals() const;
@@ -112,7 +123,12 @@ class SourceSession {
   std::optional<ScopedFifo> pause_begins_;  // this thread's waits are the guest's downtime from the pause to STARTED
   bool recorded_ = false;                   // `leaving` is durable
   std::uint32_t rounds_ = 0;
-  double rate_ = 0;  // bytes per second of the last round
+  double rate_ = 0;                       // bytes per second of the last round
+  double dirty_rate_ = 0;                 // bytes per second that the guest wrote meanwhile
+  std::uint32_t stalled_rounds_ = 0;      // in a row
+  unsigned throttle_ = 0;                 // percent
+  std::uint32_t rounds_before_step_ = 0;  // when it was last raised
+  Pacer pacer_;
   double setup_ms_ = 0;
   double downtime_ms_ = 0;
   double duration_ms_ = 0;

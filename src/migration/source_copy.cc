@@ -62,46 +62,86 @@ Status SourceSession::send_pages(const memory::Bitmap& pages) {
   return status;
 }
 
-// Precopy: everything, then what the guest wrote meanwhile, round by round. Suspend: nothing here.
+// Live: what differs from the template. Precopy: everything. Pages that the guest writes from here on come in `round_`.
+memory::Bitmap SourceSession::first_round() {
+  round_ = guest_.machine->dirty().add_reader();
+  if (options_.mode == Mode::kLive) return guest_.since_base->pending();
+  memory::Bitmap all(guest_.machine->memory().layout().pages());
+  all.set_all();
+  return all;
+}
+
+Status SourceSession::send_round(memory::Bitmap& pages) {
+  const std::uint64_t bytes_before = totals().bytes;
+  const auto began = std::chrono::steady_clock::now();
+  Status sent = send_pages(pages);
+  if (sent) sent = pacer_.settle(deadline_);
+  if (!sent) {
+    round_->put_back(pages);
+    return sent;
+  }
+  ++rounds_;
+  FVMM_TRY(guest_.machine->dirty().harvest());
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+  const double seconds = std::max(took.count(), 1e-6);
+  rate_ = static_cast<double>(totals().bytes - bytes_before) / seconds;
+  dirty_rate_ = static_cast<double>(round_->pending().count() * kPageBytes) / seconds;
+  return {};
+}
+
+Progress SourceSession::assess(const memory::Bitmap& sent) {
+  Progress now{.rounds_done = rounds_ - rounds_before_step_,
+               .pages_left = round_->pending().count(),
+               .bytes_per_second = rate_,
+               .max_downtime = options_.max_downtime,
+               .deadline_near = deadline_.left() < std::chrono::nanoseconds(options_.timeout) / 4,
+               .pages_before = sent.count(),
+               .stalled_rounds = 0,
+               .may_throttle = options_.allow_throttle,
+               .throttle_percent = throttle_};
+  stalled_rounds_ = stalled(now) ? stalled_rounds_ + 1 : 0;
+  now.stalled_rounds = stalled_rounds_;
+  return now;
+}
+
+Status SourceSession::hold_back() {
+  throttle_ = next_throttle(throttle_);
+  stalled_rounds_ = 0;
+  rounds_before_step_ = rounds_;
+  FVMM_TRY(step("throttle"));
+  guest_.machine->throttle(throttle_);
+  spdlog::info("migration of {}: held back by {} % of its time", guest_.config.name(), throttle_);
+  return {};
+}
+
+Error SourceSession::too_fast(const Progress& now) const {
+  return {Errc::kResourceExhausted,
+          fmt::format("the guest dirties memory faster than the link carries it: {:.0f} MB/s against {:.0f} MB/s, {} "
+                      "pages left after round {}{}; raise --max-downtime{} or --timeout{}",
+                      dirty_rate_ / 1e6, rate_ / 1e6, now.pages_left, rounds_,
+                      throttle_ == 0 ? "" : fmt::format(", although held back by {} %", throttle_),
+                      options_.bandwidth_bytes_s == 0 ? "" : ", --bandwidth",
+                      options_.allow_throttle ? "" : ", or let the guest be slowed with --allow-throttle")};
+}
+
+// Live and precopy: round by round what the guest wrote during the one before. Suspend: nothing here.
 Status SourceSession::copy_rounds() {
-  memory::DirtyTracker& dirty = guest_.machine->dirty();
   if (options_.mode == Mode::kSuspend) {
     FVMM_TRY(step("converged"));
     advance(SourceEvent::kConverged);
     return {};
   }
-  FVMM_TRY(dirty.harvest());  // what came before is in the first round anyway
-  round_ = dirty.add_reader();
-  memory::Bitmap pages(guest_.machine->memory().layout().pages());
-  pages.set_all();
+  FVMM_TRY(guest_.machine->dirty().harvest());  // what came before is in the first round anyway
+  memory::Bitmap pages = first_round();
   for (;;) {
     FVMM_TRY(step("round"));
-    const std::uint64_t bytes_before = totals().bytes;
-    const auto round_began = std::chrono::steady_clock::now();
-    const Status sent = send_pages(pages);
-    if (!sent) {
-      round_->put_back(pages);
-      return sent;
-    }
-    ++rounds_;
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - round_began;
-    rate_ = static_cast<double>(totals().bytes - bytes_before) / std::max(took.count(), 1e-6);
-    FVMM_TRY(dirty.harvest());
-    const Progress now{.rounds_done = rounds_,
-                       .pages_left = round_->pending().count(),
-                       .bytes_per_second = rate_,
-                       .max_downtime = options_.max_downtime,
-                       .deadline_near = deadline_.left() < std::chrono::nanoseconds(options_.timeout) / 4};
-    progress("copying", now.pages_left);
+    FVMM_TRY(send_round(pages));
+    const Progress now = assess(pages);
+    progress("copying", now);
     const Decision decision = decide(now);
-    if (decision == Decision::kGiveUp) {
-      return Error(
-          Errc::kResourceExhausted,
-          fmt::format("the guest dirties memory faster than the link carries it: {} pages left after round {} at "
-                      "{:.0f} MB/s; raise --max-downtime or --timeout",
-                      now.pages_left, rounds_, rate_ / 1e6));
-    }
+    if (decision == Decision::kGiveUp) return too_fast(now);
     if (decision == Decision::kPause) break;
+    if (decision == Decision::kThrottle) FVMM_TRY(hold_back());
     pages = round_->take();
   }
   phase_done("copy");
@@ -166,16 +206,20 @@ Status SourceSession::commit() {
   return {};
 }
 
-void SourceSession::progress(std::string_view phase, std::uint64_t pages_left) {
+void SourceSession::progress(std::string_view phase, const Progress& now) {
   if (!options_.on_event) return;
   v1::MigrateEvent event;
   const SendCounters sum = totals();
   event.set_phase(std::string(phase));
   event.set_round(rounds_);
   event.set_pages_sent(sum.pages);
-  event.set_pages_left(pages_left);
+  event.set_pages_left(now.pages_left);
   event.set_bytes_sent(sum.bytes);
   event.set_rate_mbytes_s(rate_ / 1e6);
+  event.set_dirty_mbytes_s(dirty_rate_ / 1e6);
+  event.set_expected_downtime_ms(
+      to_ms(std::min<std::chrono::microseconds>(expected_downtime(now), std::chrono::hours(1))));
+  event.set_throttle_percent(throttle_);
   options_.on_event(event);
 }
 
@@ -203,15 +247,19 @@ v1::MigrateResult SourceSession::report(const Status& status) {
   } else {
     duration_ms_ = to_ms(std::chrono::steady_clock::now() - began_);
     result.set_result(state_ == SourceState::kUnknown ? "unknown" : "aborted");
-    if (!status) result.set_error(status.error().message());
+    if (!status) {
+      result.set_error(status.error().message());
+      result.set_code(static_cast<std::uint32_t>(status.error().code()));
+    }
   }
   const SendCounters sum = totals();
-  result.set_mode(options_.mode == Mode::kSuspend ? "suspend" : "precopy");
+  result.set_mode(std::string(to_string(options_.mode)));
   result.set_why_mode(options_.why_mode);
   result.set_duration_ms(duration_ms_);
   result.set_downtime_ms(downtime_ms_);
   result.set_setup_ms(setup_ms_);
   result.set_rounds(rounds_);
+  result.set_throttle_percent(throttle_);
   result.set_pages_sent(sum.pages);
   result.set_bytes_sent(sum.bytes);
   if (options_.mode != Mode::kPrecopy) {

@@ -11,6 +11,8 @@
 #include "base/scope_exit.h"
 #include "migration/page_sender.h"
 #include "migration/page_table.h"
+#include "migration/refusal.h"
+#include "migration/template_ref.h"
 #include "migration/transport.h"
 #include "net/frame.h"
 
@@ -18,45 +20,81 @@ namespace fvmm::migration {
 namespace {
 
 constexpr std::uint64_t kProgressPages = 16 * 1024;  // an event every 64 MiB
+constexpr std::uint64_t kDeltaPages = 256;           // read at a time
+constexpr std::size_t kHashBytes = 1024 * 1024;      // of hashes in one message
 
 Result<v1::PeerMessage> hear(net::Stream& stream, const Deadline& deadline) {
   v1::PeerMessage message;
   FVMM_TRY(net::receive_message(stream, net::FrameType::kControl, message, deadline));
-  if (message.kind() == v1::PEER_REJECTED) {
-    const bool known = message.code() >= 1 && message.code() <= static_cast<std::uint32_t>(Errc::kIo);
-    return Error(known ? static_cast<Errc>(message.code()) : Errc::kUnknown, "peer: " + message.reason());
-  }
+  if (message.kind() == v1::PEER_REJECTED) return refusal(message, "of the push");
   return message;
 }
 
-// The file's data extents are its non-zero pages; holes are not even read.
-Result<std::vector<memory::PageRange>> data_ranges(int file, std::uint64_t bytes) {
-  std::vector<memory::PageRange> ranges;
-  for (off_t at = 0; at < static_cast<off_t>(bytes);) {
-    const off_t data = ::lseek(file, at, SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;
-    if (data < 0) return Error(Errc::kIo, "lseek SEEK_DATA in the template", errno);
-    const off_t hole = ::lseek(file, data, SEEK_HOLE);
-    if (hole < 0) return Error(Errc::kIo, "lseek SEEK_HOLE in the template", errno);
-    const std::uint64_t first = static_cast<std::uint64_t>(data) / kPageBytes;
-    const std::uint64_t end = (static_cast<std::uint64_t>(hole) + kPageBytes - 1) / kPageBytes;
-    ranges.push_back({first, std::min(end, bytes / kPageBytes) - first});
-    at = hole;
-  }
-  return ranges;
-}
-
-Status send_image(const memory::OpenTemplate& source, PageSender& sender, const Deadline& deadline,
-                  const std::function<bool(const PushProgress&)>& progress) {
-  const std::uint64_t total = source.info().pages * kPageBytes;
-  for (const memory::PageRange& range : FVMM_TRY(data_ranges(source.memory_file(), source.info().memory_bytes))) {
+// A base or a folded generation: one file, whose holes are not even read.
+Status send_image(const memory::OpenTemplate& source, net::Stream& stream, const Deadline& deadline,
+                  const std::function<bool(const PushProgress&)>& progress, PushStats& stats) {
+  const memory::TemplateInfo& info = source.info();
+  void* const image = ::mmap(nullptr, info.memory_bytes, PROT_READ, MAP_SHARED, source.memory_file(), 0);
+  if (image == MAP_FAILED) return Error(Errc::kIo, "map the template " + info.name, errno);
+  const ScopeExit unmap([&] { ::munmap(image, info.memory_bytes); });
+  (void)::madvise(image, info.memory_bytes, MADV_SEQUENTIAL);
+  PageSender sender(stream, static_cast<const std::byte*>(image));
+  const std::uint64_t total = info.pages * kPageBytes;
+  for (const memory::PageRange& range : FVMM_TRY(source.image()->data_ranges())) {
     for (std::uint64_t done = 0; done < range.count; done += kProgressPages) {
       const memory::PageRange part{range.first + done, std::min(kProgressPages, range.count - done)};
       FVMM_TRY(sender.send(std::span(&part, 1), deadline));
       if (progress && !progress({sender.counters().bytes, total})) return Error(Errc::kCancelled, "push cancelled");
     }
   }
-  return sender.send_end(deadline);
+  FVMM_TRY(sender.send_end(deadline));
+  stats.bytes_sent = sender.counters().bytes;
+  return {};
+}
+
+// A delta: its own pages, zero ones included; what lies below is at the peer.
+Status send_delta(const memory::OpenTemplate& source, net::Stream& stream, const Deadline& deadline,
+                  const std::function<bool(const PushProgress&)>& progress, PushStats& stats) {
+  PageSender sender(stream, nullptr);
+  std::vector<std::byte> buffer(kDeltaPages * kPageBytes);
+  memory::HashCursor cursor = FVMM_TRY(source.delta_hashes());
+  const std::uint64_t total = source.info().pages * kPageBytes;
+  while (cursor.entry()) {
+    for (std::uint64_t i = 0; i < kDeltaPages && cursor.entry(); ++i) {
+      const std::span<std::byte> page(buffer.data() + i * kPageBytes, kPageBytes);
+      FVMM_TRY(source.read_pages({cursor.entry()->page, 1}, page));
+      FVMM_TRY(sender.add(cursor.entry()->page, page.data(), deadline));
+      FVMM_TRY(cursor.advance());
+    }
+    FVMM_TRY(sender.flush(deadline));
+    if (progress && !progress({sender.counters().bytes, total})) return Error(Errc::kCancelled, "push cancelled");
+  }
+  FVMM_TRY(sender.send_end(deadline));
+  stats.bytes_sent = sender.counters().bytes;
+  return {};
+}
+
+// What ties a folded generation's digest to its parent's.
+Status send_hashes(const memory::OpenTemplate& source, net::Stream& stream, const Deadline& deadline) {
+  memory::HashCursor cursor = FVMM_TRY(source.delta_hashes());
+  while (cursor.entry()) {
+    v1::PeerMessage message;
+    message.set_kind(v1::PEER_PUSH_HASHES);
+    std::string& bytes = *message.mutable_hashes();
+    while (cursor.entry() && bytes.size() < kHashBytes) {
+      const memory::HashEntry entry = *cursor.entry();
+      bytes.append(reinterpret_cast<const char*>(&entry), sizeof entry);
+      FVMM_TRY(cursor.advance());
+    }
+    FVMM_TRY(net::send_message(stream, net::FrameType::kControl, message, deadline));
+  }
+  return {};
+}
+
+// Which form a template travels in. docs/wire-protocol.md.
+const char* form_of(const memory::TemplateInfo& info) {
+  if (info.is_delta()) return "delta";
+  return info.parent_digest.none() ? "" : "folded";
 }
 
 v1::PeerHello push_hello(const memory::TemplateInfo& info) {
@@ -65,12 +103,12 @@ v1::PeerHello push_hello(const memory::TemplateInfo& info) {
   hello.set_purpose(v1::PUSH_TEMPLATE);
   hello.set_session(Id::random().raw());
   *hello.mutable_vm() = info.config;
-  v1::TemplateRef* ref = hello.mutable_template_();
-  ref->set_id(info.id.raw());
-  ref->set_name(info.name);
-  ref->set_generation(info.generation);
-  ref->set_digest(info.digest.raw());
-  ref->set_memory_bytes(info.memory_bytes);
+  *hello.mutable_template_() = to_ref(info);
+  hello.set_form(form_of(info));
+  if (info.parent_digest.none()) return hello;
+  hello.mutable_parent()->set_id(info.parent_id.raw());
+  hello.mutable_parent()->set_name(info.parent_name);
+  hello.mutable_parent()->set_digest(info.parent_digest.raw());
   return hello;
 }
 
@@ -94,12 +132,10 @@ Result<PushStats> push_template(const memory::OpenTemplate& source, net::Stream&
     return Error(Errc::kDataLoss, "push: the peer neither has the template nor is ready for it");
   }
   if (!stats.already_there) {
-    void* const image = ::mmap(nullptr, info.memory_bytes, PROT_READ, MAP_SHARED, source.memory_file(), 0);
-    if (image == MAP_FAILED) return Error(Errc::kIo, "map the template " + info.name, errno);
-    const ScopeExit unmap([&] { ::munmap(image, info.memory_bytes); });
-    (void)::madvise(image, info.memory_bytes, MADV_SEQUENTIAL);
-    PageSender sender(stream, static_cast<const std::byte*>(image));
-    FVMM_TRY(send_image(source, sender, deadline, progress), "push " + info.name);
+    const auto send = info.is_delta() ? send_delta : send_image;
+    FVMM_TRY(send(source, stream, deadline, progress, stats), "push " + info.name);
+    if (!info.is_delta() && !info.parent_digest.none())
+      FVMM_TRY(send_hashes(source, stream, deadline), "push " + info.name);
     v1::PeerMessage end;
     end.set_kind(v1::PEER_PUSH_END);
     *end.mutable_state() = FVMM_TRY(source.machine_state());
@@ -107,7 +143,6 @@ Result<PushStats> push_template(const memory::OpenTemplate& source, net::Stream&
     const v1::PeerMessage sealed = FVMM_TRY(hear(stream, deadline), "push " + info.name);
     if (sealed.kind() != v1::PEER_PUSH_SEALED)
       return Error(Errc::kDataLoss, "push: the peer did not say that it sealed");
-    stats.bytes_sent = sender.counters().bytes;
   }
   stats.duration_ms = to_ms(std::chrono::steady_clock::now() - began);
   return stats;

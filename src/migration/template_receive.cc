@@ -4,11 +4,13 @@
 #include <spdlog/spdlog.h>
 
 #include <array>
+#include <cstring>
 #include <thread>
 #include <vector>
 
 #include "base/mailbox.h"
 #include "migration/page_table.h"
+#include "migration/refusal.h"
 #include "migration/template_push.h"
 #include "net/frame.h"
 
@@ -25,7 +27,7 @@ struct Chunk {
 /// Adds chunks to the writer in order, on its own thread. Owner: receive_template.
 class Absorber {
  public:
-  explicit Absorber(memory::TemplateWriter& writer) : writer_(writer), thread_([this] { run(); }) {}
+  Absorber(memory::TemplateWriter& writer, bool delta) : writer_(writer), delta_(delta), thread_([this] { run(); }) {}
   ~Absorber() {
     full_.close();
     if (thread_.joinable()) thread_.join();
@@ -66,7 +68,10 @@ class Absorber {
   Status add(const Chunk& chunk) {
     std::size_t at = 0;
     for (const PageRun& run : chunk.runs) {
-      if (run.encoding != Encoding::kRaw) continue;  // zero pages are the image's holes
+      if (run.encoding == Encoding::kZero) {  // of a base they are holes; of a delta pages that became zero
+        if (delta_) FVMM_TRY(add_zeros(run.range));
+        continue;
+      }
       const std::size_t bytes = run.range.count * kPageBytes;
       FVMM_TRY(writer_.add_pages(run.range.first, std::span(chunk.payload).subspan(at, bytes)));
       at += bytes;
@@ -74,7 +79,14 @@ class Absorber {
     return {};
   }
 
+  Status add_zeros(memory::PageRange range) {
+    static constexpr std::array<std::byte, kPageBytes> kZeros{};
+    for (std::uint64_t i = 0; i < range.count; ++i) FVMM_TRY(writer_.add_pages(range.first + i, kZeros));
+    return {};
+  }
+
   memory::TemplateWriter& writer_;
+  const bool delta_;
   Mailbox<Chunk> full_{kFramesQueued};
   Mailbox<Chunk> empty_{kFramesQueued};
   std::size_t made_ = 0;
@@ -108,6 +120,38 @@ Status say(net::Stream& stream, v1::PeerKind kind, const Deadline& deadline) {
   return net::send_message(stream, net::FrameType::kControl, message, deadline);
 }
 
+Result<memory::TemplateWriter> begin(const v1::PeerHello& hello, const Id& id, memory::TemplateStore& store) {
+  const v1::TemplateRef& ref = hello.template_();
+  if (hello.form() == "delta") {
+    return store.begin_delta({.parent = "",
+                              .parent_digest = FVMM_TRY(Id::from_bytes(hello.parent().digest()), "parent digest"),
+                              .id = id,
+                              .name = ref.name(),
+                              .generation = ref.generation(),
+                              .config = hello.vm()});
+  }
+  memory::TemplateStore::NewTemplate wanted{.id = id,
+                                            .name = ref.name(),
+                                            .generation = ref.generation(),
+                                            .memory_bytes = ref.memory_bytes(),
+                                            .config = hello.vm()};
+  if (hello.form() == "folded") {
+    wanted.folded = {.parent_digest = FVMM_TRY(Id::from_bytes(hello.parent().digest()), "parent digest"),
+                     .parent_id = FVMM_TRY(Id::from_bytes(hello.parent().id()), "parent id"),
+                     .parent_name = hello.parent().name()};
+  } else if (!hello.form().empty()) {
+    return Error(Errc::kInvalidArgument, fmt::format("a template in the form \"{}\"", hello.form()));
+  }
+  return store.begin(wanted);
+}
+
+Status add_hashes(const std::string& bytes, memory::TemplateWriter& writer) {
+  if (bytes.size() % sizeof(memory::HashEntry) != 0) return Error(Errc::kDataLoss, "hashes that end within an entry");
+  std::vector<memory::HashEntry> entries(bytes.size() / sizeof(memory::HashEntry));
+  std::memcpy(entries.data(), bytes.data(), bytes.size());
+  return writer.add_delta_hashes(entries);
+}
+
 Status receive(net::Stream& stream, const v1::PeerHello& hello, memory::TemplateStore& store,
                const Deadline& deadline) {
   const v1::TemplateRef& ref = hello.template_();
@@ -117,20 +161,20 @@ Status receive(net::Stream& stream, const v1::PeerHello& hello, memory::Template
   if (known) return say(stream, v1::PEER_PUSH_HAVE, deadline);
   if (known.error().code() != Errc::kNotFound) return Error(known.error());
   FVMM_TRY(memory::Layout::of(ref.memory_bytes()), "template memory");
-  memory::TemplateWriter writer = FVMM_TRY(store.begin({.id = id,
-                                                        .name = ref.name(),
-                                                        .generation = ref.generation(),
-                                                        .memory_bytes = ref.memory_bytes(),
-                                                        .config = hello.vm()}));
+  memory::TemplateWriter writer = FVMM_TRY(begin(hello, id, store));
   FVMM_TRY(say(stream, v1::PEER_PUSH_READY, deadline));
   {
-    Absorber absorber(writer);
+    Absorber absorber(writer, hello.form() == "delta");
     const Status received = receive_pages(stream, ref.memory_bytes() / kPageBytes, absorber, deadline);
     FVMM_TRY(absorber.finish(), "store the template");  // a full disk is the better reason, where there are two
     FVMM_TRY(Status(received), "receive the template");
   }
   v1::PeerMessage end;
-  FVMM_TRY(net::receive_message(stream, net::FrameType::kControl, end, deadline));
+  for (;;) {
+    FVMM_TRY(net::receive_message(stream, net::FrameType::kControl, end, deadline));
+    if (end.kind() != v1::PEER_PUSH_HASHES) break;
+    FVMM_TRY(add_hashes(end.hashes(), writer), "hashes");
+  }
   if (end.kind() != v1::PEER_PUSH_END) return Error(Errc::kDataLoss, "the template's end is missing");
   FVMM_TRY(writer.set_machine_state(end.state()));
   const memory::TemplateInfo info = FVMM_TRY(writer.seal(&digest));
@@ -144,11 +188,8 @@ Status receive_template(net::Stream& stream, const v1::PeerHello& hello, memory:
                         const Deadline& deadline) {
   Status status = receive(stream, hello, store, deadline);
   if (!status) {
-    v1::PeerMessage message;
-    message.set_kind(v1::PEER_REJECTED);
-    message.set_code(static_cast<std::uint32_t>(status.error().code()));
-    message.set_reason(status.error().message());
-    (void)net::send_message(stream, net::FrameType::kControl, message, Deadline::after(std::chrono::seconds(1)));
+    (void)net::send_message(stream, net::FrameType::kControl, to_message(v1::PEER_REJECTED, status.error()),
+                            Deadline::after(std::chrono::seconds(1)));
   }
   return status;
 }

@@ -17,6 +17,7 @@ class VmMachine final : public Machine {
   [[nodiscard]] bool paused() const override { return vm_->paused(); }
   Status pause() override { return vm_->pause(); }
   Status resume() override { return vm_->resume(); }
+  void throttle(unsigned percent) override { vm_->throttle(percent); }
   Result<v1::MachineState> save_state() override { return vm_->save_state(); }
   Status load_state(const v1::MachineState& state) override { return vm_->load_state(state); }
   [[nodiscard]] v1::CpuIdentity cpu() const override {

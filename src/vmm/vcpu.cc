@@ -64,7 +64,7 @@ Vcpu::~Vcpu() {
 }
 
 Vcpu::Answer Vcpu::post(Verb verb, std::function<Status()> function) {
-  Message message{verb, std::move(function), {}};
+  Message message{verb, std::move(function), {}, {}};
   Answer answer = message.answer.get_future();
   if (!mailbox_.try_send(std::move(message))) {
     message.answer.set_value(Error(Errc::kResourceExhausted, fmt::format("vCPU {}: mailbox is full", index_)));
@@ -84,6 +84,17 @@ Vcpu::Answer Vcpu::park() {
 
 Vcpu::Answer Vcpu::call(std::function<Status()> function) {
   return post(Verb::kCall, std::move(function));
+}
+
+Vcpu::Answer Vcpu::nap(std::chrono::microseconds length) {
+  Message message{Verb::kNap, {}, {}, length};
+  Answer answer = message.answer.get_future();
+  if (!mailbox_.try_send(std::move(message))) {
+    message.answer.set_value(Error(Errc::kResourceExhausted, fmt::format("vCPU {}: mailbox is full", index_)));
+    return answer;
+  }
+  kick();
+  return answer;
 }
 
 Status Vcpu::wait(Answer& answer, const Deadline& deadline) {
@@ -139,6 +150,7 @@ Vcpu::State Vcpu::wait_in(State here) {
       message->answer.set_value({});
       return State::kRunning;
     case Verb::kPark:
+    case Verb::kNap:
       message->answer.set_value({});
       return here;
     case Verb::kCall:
@@ -151,17 +163,25 @@ Vcpu::State Vcpu::wait_in(State here) {
 Vcpu::State Vcpu::running() {
   if (quitting_) return State::kQuit;
   std::optional<Message> message = mailbox_.try_receive();
-  if (!message) return enter_guest();
-  switch (message->verb) {
+  return message ? handle_running(*message) : enter_guest();
+}
+
+Vcpu::State Vcpu::handle_running(Message& message) {
+  switch (message.verb) {
     case Verb::kRun:
-      message->answer.set_value({});
+      message.answer.set_value({});
       return State::kRunning;
     case Verb::kPark:
-      message->answer.set_value({});
+      message.answer.set_value({});
       return State::kParked;
     case Verb::kCall:
-      message->answer.set_value(Error(Errc::kFailedPrecondition, fmt::format("vCPU {} is running", index_)));
+      message.answer.set_value(Error(Errc::kFailedPrecondition, fmt::format("vCPU {} is running", index_)));
       return State::kRunning;
+    case Verb::kNap: {
+      message.answer.set_value({});
+      std::optional<Message> sooner = mailbox_.receive(Deadline::after(message.nap));
+      return sooner ? handle_running(*sooner) : State::kRunning;
+    }
   }
   return State::kRunning;
 }

@@ -59,6 +59,9 @@ class Vcpu {
   [[nodiscard]] Answer park();
   /// Runs a function on the vCPU's thread while it is parked (KVM wants vCPU ioctls there); its status is the answer.
   [[nodiscard]] Answer call(std::function<Status()> function);
+  /// Out of guest mode for so long, or until the next message; answered when the nap begins. A parked vCPU sleeps
+  /// anyway.
+  [[nodiscard]] Answer nap(std::chrono::microseconds length);
   /// Waits for an answer. kDeadlineExceeded leaves the request standing.
   static Status wait(Answer& answer, const Deadline& deadline);
 
@@ -67,11 +70,12 @@ class Vcpu {
 
  private:
   enum class State { kParked, kRunning, kStopped, kQuit };
-  enum class Verb { kRun, kPark, kCall };
+  enum class Verb { kRun, kPark, kCall, kNap };
   struct Message {
     Verb verb;
     std::function<Status()> function;
     std::promise<Status> answer;
+    std::chrono::microseconds nap{};
   };
 
   Vcpu(UniqueFd fd, unsigned index, kvm_run* run, std::uint32_t run_bytes, const VcpuEnvironment& environment);
@@ -80,6 +84,7 @@ class Vcpu {
   void thread_main();
   State parked();
   State running();
+  State handle_running(Message& message);
   State stopped();
   State wait_in(State here);
   State enter_guest();

@@ -80,6 +80,7 @@ Status Vm::build() {
   for (unsigned i = 0; i < shape_.vcpus; ++i) {
     vcpus_.push_back(FVMM_TRY(Vcpu::create(fd, i, kvm_.features(), environment_)));
   }
+  throttle_ = std::make_unique<Throttle>(vcpus_);
   host_tsc_khz_ = tsc_khz_ = FVMM_TRY(vmm::tsc_khz(vcpus_[0]->fd()));
   dirty_log_ = std::make_unique<DirtyLog>(fd, memory_->layout(), kvm_.features().manual_dirty_log);
   tracker_ =
@@ -202,18 +203,6 @@ Status Vm::park_all() {
     if (!one && status) status = std::move(one);
   }
   return status;
-}
-
-Result<Vm::PauseGuard> Vm::PauseGuard::take(Vm& vm) {
-  const bool was_paused = vm.paused();
-  FVMM_TRY(vm.pause());
-  return PauseGuard(vm, was_paused);
-}
-
-Vm::PauseGuard::~PauseGuard() {
-  if (vm_ == nullptr || was_paused_) return;
-  const Status status = vm_->resume();
-  if (!status) spdlog::error("after a pause: {}", status.error().message());
 }
 
 }  // namespace fvmm::vmm

@@ -27,6 +27,7 @@
 #include "vmm/dirty_log.h"
 #include "vmm/irq.h"
 #include "vmm/kvm.h"
+#include "vmm/throttle.h"
 #include "vmm/vcpu.h"
 #include "vmm/vcpu_state.h"
 
@@ -45,8 +46,6 @@ using VmStopped = std::function<void(const VcpuStop&)>;  // called on a vCPU's t
 
 class Vm {
  public:
-  class PauseGuard;
-
   /// Everything slow and independent of what will run: VM, memslots over reserved addresses (before the irqchip: a
   /// hundred times cheaper), irqchip, PIT, vCPUs and their threads. kInvalidArgument for a bad shape.
   static Result<std::unique_ptr<Vm>> create(const VmShape& shape, VmStopped on_stopped);
@@ -72,6 +71,8 @@ class Vm {
   /// Parks every vCPU; a second pause is fine. kDeadlineExceeded leaves them running or parking.
   Status pause();
   [[nodiscard]] bool paused() const { return paused_; }
+  /// Holds the guest back for that part of its time, at most kThrottlePercentMax; 0: not at all.
+  void throttle(unsigned percent) { throttle_->set(percent); }
 
   /// vCPUs, irqchip, PIT, clock and devices. FVMM_CHECKs that the VM is paused. kFailedPrecondition when the guest has
   /// stopped by itself.
@@ -132,25 +133,8 @@ class Vm {
   bool paused_ = true;
   std::atomic<bool> stopped_{false};          // by the guest itself, for good; set on a vCPU's thread
   std::atomic<bool> reset_requested_{false};  // the i8042's reset line
-  std::vector<std::unique_ptr<Vcpu>> vcpus_;  // last: their threads end before what they use
-};
-
-/// Pauses in its constructor's factory, resumes at the end of its scope: an early return never leaves a guest frozen.
-class Vm::PauseGuard {
- public:
-  static Result<PauseGuard> take(Vm& vm);  // a VM that was paused already stays so at the end
-  ~PauseGuard();
-  PauseGuard(PauseGuard&& other) noexcept : vm_(std::exchange(other.vm_, nullptr)), was_paused_(other.was_paused_) {}
-  PauseGuard(const PauseGuard&) = delete;
-  PauseGuard& operator=(const PauseGuard&) = delete;
-  PauseGuard& operator=(PauseGuard&&) = delete;
-  /// From here on the VM stays frozen: the right to run is leaving this host.
-  void keep_paused() noexcept { vm_ = nullptr; }
-
- private:
-  PauseGuard(Vm& vm, bool was_paused) : vm_(&vm), was_paused_(was_paused) {}
-  Vm* vm_;
-  bool was_paused_;
+  std::vector<std::unique_ptr<Vcpu>> vcpus_;  // their threads end before what they use
+  std::unique_ptr<Throttle> throttle_;        // last: it sends them messages
 };
 
 }  // namespace fvmm::vmm

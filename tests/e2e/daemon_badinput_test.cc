@@ -155,9 +155,8 @@ TEST_F(BadInputTest, MigrationsThatCannotBeginLeaveTheVmWhereItIs) {
   const auto to = [&](const std::string& peer, const std::string& mode) {
     return host().ctl({"migrate", "web", "--to", peer, "--mode", mode});
   };
-  const Ctl live = to("127.0.0.1:9", "live");
-  EXPECT_TRUE(fails(live, 1, {"live", "suspend", "precopy"}));
-  EXPECT_EQ(error_code(live), "UNIMPLEMENTED");
+  EXPECT_TRUE(fails(host().ctl({"migrate", "web", "--to", "127.0.0.1:9", "--bandwidth", "1"}), 2, {"Kbit", "Gbit"}));
+  EXPECT_TRUE(fails(host().ctl({"migrate", "web", "--to", "127.0.0.1:9", "--bandwidth", "1Kbit"}), 1, {"1Mbit"}));
   EXPECT_TRUE(fails(to("192.0.2.1:7000", "auto"), 1, {"192.0.2.1", "loopback"}));
   EXPECT_TRUE(fails(to("nonsense", "auto"), 1, {"nonsense", "HOST:PORT"}));
   EXPECT_TRUE(fails(to("127.0.0.1:9", "warp"), 2, {"warp"}));

@@ -105,6 +105,19 @@ TEST_F(DaemonFailures, GuestTooFastForPrecopyStaysUntouchedAndTheErrorHasNumbers
   EXPECT_TRUE(has_only(*b_, ""));
 }
 
+TEST_F(DaemonFailures, GuestTooFastForLiveStaysUntouchedAndIsToldOfThrottling) {
+  ASSERT_TRUE(boot_workload(*a_, "web", "128M", "seed=7 ws=64 rate=1000000"));
+  const Ctl failed = a_->ctl({"migrate", "web", "--to", b_->listen(), "--mode", "live", "--max-downtime", "1us",
+                              "--bandwidth", "400Mbit", "--timeout", "20s"});
+  EXPECT_EQ(failed.code, 1) << failed;
+  EXPECT_EQ(failed.text("result"), "aborted") << failed;
+  EXPECT_NE(failed.text("error").find("--allow-throttle"), std::string::npos) << failed;
+  EXPECT_EQ(failed.number("throttle_percent"), 0) << failed;
+  EXPECT_EQ(failed.number("downtime_ms"), 0) << "it was never paused\n" << failed;
+  EXPECT_TRUE(a_->verified_after_now("web"));
+  EXPECT_TRUE(has_only(*b_, ""));
+}
+
 TEST_F(DaemonFailures, CancelEndsAPrecopyAndTheGuestGoesOn) {
   ASSERT_TRUE(boot_workload(*a_, "web", "128M", "seed=7 ws=64 rate=1000000"));
   RunningCtl migration = a_->begin({"migrate", "web", "--to", b_->listen(), "--mode", "precopy", "--max-downtime",

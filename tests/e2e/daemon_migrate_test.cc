@@ -96,18 +96,70 @@ TEST_F(DaemonMigrate, SuspendGoesThereAndBackAndThereAgain) {
   }
 }
 
-TEST_F(DaemonMigrate, AutoPicksByTheTemplateAndSaysWhy) {
-  const Ctl whole = migrate(*a_, *b_, {"--max-downtime", "200ms"});
+TEST_F(DaemonMigrate, AutoPicksByTheDeltaAndSaysWhy) {
+  const Ctl whole = migrate(*a_, *b_, {"--max-downtime", "10ms"});  // 64 MiB do not fit into that
   ASSERT_EQ(whole.code, 0) << whole;
-  EXPECT_EQ(whole.text("mode"), "precopy");
-  EXPECT_NE(whole.text("why_mode").find("no template"), std::string::npos) << whole;
+  EXPECT_EQ(whole.text("mode"), "live");
+  EXPECT_NE(whole.text("why_mode").find("more than --max-downtime 10.0 ms"), std::string::npos) << whole;
   ASSERT_TRUE(share_template(*b_, *a_, "web", "base"));
 
-  const Ctl delta = migrate(*b_, *a_, {"--mode", "auto"});
+  const Ctl delta = migrate(*b_, *a_, {"--mode", "auto", "--max-downtime", "100ms"});
   ASSERT_EQ(delta.code, 0) << delta;
   EXPECT_EQ(delta.text("mode"), "suspend");
-  EXPECT_NE(delta.text("why_mode").find("template"), std::string::npos) << delta;
+  EXPECT_NE(delta.text("why_mode").find("within --max-downtime 100.0 ms"), std::string::npos) << delta;
   expect_moved(*b_, *a_);
+}
+
+TEST_F(DaemonMigrate, LiveMovesTheDeltaInRoundsOverOneAndOverThreeConnections) {
+  ASSERT_TRUE(share_template(*a_, *b_, "web", "base"));
+  ASSERT_TRUE(a_->next_heartbeat("web"));
+  for (int leg = 0; leg < 4; ++leg) {
+    Host& from = leg % 2 == 0 ? *a_ : *b_;
+    Host& to = leg % 2 == 0 ? *b_ : *a_;
+    const Ctl moved =
+        migrate(from, to, {"--mode", "live", "--max-downtime", "50ms", "--connections", leg < 2 ? "1" : "3"});
+    ASSERT_EQ(moved.code, 0) << moved;
+    EXPECT_EQ(moved.text("mode"), "live");
+    EXPECT_EQ(moved.text("template"), "base");
+    EXPECT_GE(moved.number("rounds"), 1);
+    EXPECT_LT(moved.number("pages_sent"), kGuestPages) << "the template does not travel";
+    EXPECT_TRUE(moved.at("phases").as_object().contains("copy")) << moved;
+    expect_moved(from, to);
+  }
+}
+
+TEST_F(DaemonMigrate, LiveWithoutATemplateCarriesWhatTheGuestTouched) {
+  const Ctl moved = migrate(*a_, *b_, {"--mode", "live", "--max-downtime", "100ms"});
+  ASSERT_EQ(moved.code, 0) << moved;
+  EXPECT_EQ(moved.text("template"), "");
+  expect_moved(*a_, *b_);
+}
+
+TEST_F(DaemonMigrate, TemplateThatThePeerLacksTravelsFirstAndIsReportedApart) {
+  ASSERT_EQ(a_->ctl({"template", "create", "base", "--from", "web"}).code, 0);
+  const Ctl moved = migrate(*a_, *b_, {"--max-downtime", "100ms"});
+  ASSERT_EQ(moved.code, 0) << moved;
+  EXPECT_GT(moved.number("template_push_ms"), 0);
+  EXPECT_GT(moved.number("template_push_bytes"), 4096 * 1000);
+  EXPECT_LT(moved.number("pages_sent"), kGuestPages / 2) << "and only the delta after it";
+  expect_moved(*a_, *b_);
+  const Ctl back = migrate(*b_, *a_, {"--max-downtime", "100ms"});
+  ASSERT_EQ(back.code, 0) << back;
+  EXPECT_EQ(back.number("template_push_ms"), 0) << "A has it";
+}
+
+TEST_F(DaemonMigrate, GuestTooFastForTheLinkIsHeldBackWhereAllowed) {
+  ASSERT_TRUE(share_template(*a_, *b_, "web", "base"));
+  ASSERT_EQ(a_->ctl({"vm", "stop", "web"}).code, 0);
+  ASSERT_TRUE(boot_workload(*a_, "fast", "128M", "seed=7 ws=48 rate=1000000"));
+  const std::vector<std::string> live{"migrate",        "fast", "--to",        b_->listen(), "--mode",    "live",
+                                      "--max-downtime", "50ms", "--bandwidth", "400Mbit",    "--timeout", "50s"};
+  std::vector<std::string> allowed = live;
+  allowed.emplace_back("--allow-throttle");
+  const Ctl moved = a_->ctl(allowed);
+  ASSERT_EQ(moved.code, 0) << moved;
+  EXPECT_GT(moved.number("throttle_percent"), 0) << moved;
+  EXPECT_TRUE(b_->verified_after_now("fast")) << "and is held back no longer";
 }
 
 TEST_F(DaemonMigrate, PausedGuestArrivesPausedAndGoesOnWhenResumed) {

@@ -134,6 +134,29 @@ TEST_F(VmMigration, SuspendOverATemplateSendsTheDelta) {
   EXPECT_EQ(report->pages_bad, 0U) << report->detail;
 }
 
+TEST_F(VmMigration, LiveOverATemplateSendsTheDeltaInRounds) {
+  start_workload();
+  put_on_template();
+  test::wait_for_next(vm(), "HB ");
+  for (const unsigned connections : {1U, 3U}) {
+    const auto result = migrate_by_tcp(guest_, Mode::kLive, &*store_, connections);
+    ASSERT_EQ(result.result(), "completed") << result.error();
+    EXPECT_GE(result.rounds(), 1U);
+    EXPECT_EQ(test::verified(vm()), "");
+  }
+}
+
+TEST_F(VmMigration, GuestHeldBackGoesOnAndVerifies) {
+  start_workload();
+  for (const unsigned percent : {20U, 99U, 50U, 0U}) {
+    vm().throttle(percent);
+    test::wait_for_next(vm(), "HB ");
+    ASSERT_TRUE(vm().pause());
+    ASSERT_TRUE(vm().resume());
+  }
+  EXPECT_EQ(test::verified(vm()), "");
+}
+
 // What is a delta of the template stays one: after each move the way back sends what differs, nothing is lost or stale.
 TEST_F(VmMigration, TenTimesBackAndForth) {
   start_workload();

@@ -49,8 +49,7 @@ TEST(Boot, MemoryBeyondTheHoleIsWrittenAndLogged) {
   vmm::Vm& vm = **made;
   const auto reader = vm.dirty().add_reader();
   ASSERT_TRUE(vm.resume().ok());
-  const std::string out = test::wait_for_output(vm, "FVMM workload");
-  EXPECT_NE(out.find("ram_pages=" + std::to_string(kBytes / kPageBytes)), std::string::npos) << out;
+  test::wait_for_output(vm, "ram_pages=" + std::to_string(kBytes / kPageBytes));
   EXPECT_EQ(test::verified(vm), "");
   ASSERT_TRUE(vm.pause().ok());
   ASSERT_TRUE(vm.dirty().harvest().ok());

@@ -1,4 +1,5 @@
 // Pausing: as often as wanted, idempotent, scoped, and seen by the guest as nothing but a gap in time.
+#include "base/pause_guard.h"
 #include "support/guest_vm.h"
 
 namespace fvmm {
@@ -81,7 +82,7 @@ TEST(PauseGuard, ResumesAtTheEndOfItsScopeAlsoAfterAnEarlyReturn) {
   auto vm = running_workload();
   ASSERT_TRUE(vm.ok()) << vm.error().message();
   const auto give_up = [&]() -> Status {
-    const auto guard = FVMM_TRY(vmm::Vm::PauseGuard::take(**vm));
+    const auto guard = FVMM_TRY(PauseGuard<vmm::Vm>::take(**vm));
     EXPECT_TRUE((*vm)->paused());
     return Error(Errc::kAborted, "half way");
   };
@@ -96,9 +97,9 @@ TEST(PauseGuard, LeavesAPausedVmPaused) {
   ASSERT_TRUE(vm.ok()) << vm.error().message();
   ASSERT_TRUE((*vm)->pause().ok());
   {
-    auto outer = vmm::Vm::PauseGuard::take(**vm);
+    auto outer = PauseGuard<vmm::Vm>::take(**vm);
     ASSERT_TRUE(outer.ok());
-    const vmm::Vm::PauseGuard moved = std::move(*outer);
+    const PauseGuard<vmm::Vm> moved = std::move(*outer);
   }
   EXPECT_TRUE((*vm)->paused());
 }
@@ -108,7 +109,7 @@ TEST(PauseGuard, KeepPausedLeavesTheVmFrozen) {
   auto vm = running_workload();
   ASSERT_TRUE(vm.ok()) << vm.error().message();
   {
-    auto guard = vmm::Vm::PauseGuard::take(**vm);
+    auto guard = PauseGuard<vmm::Vm>::take(**vm);
     ASSERT_TRUE(guard.ok());
     guard->keep_paused();
   }

@@ -48,7 +48,7 @@ std::function<Result<LinkScript>(unsigned)> cut(unsigned number, Way way, std::u
 }
 
 class CutAtEveryByte : public ::testing::TestWithParam<Mode> {};
-INSTANTIATE_TEST_SUITE_P(Modes, CutAtEveryByte, ::testing::Values(Mode::kSuspend, Mode::kPrecopy));
+INSTANTIATE_TEST_SUITE_P(Modes, CutAtEveryByte, ::testing::Values(Mode::kSuspend, Mode::kPrecopy, Mode::kLive));
 
 // With a peer that can be asked, every cut ends in exactly one runner.
 TEST_P(CutAtEveryByte, OfTheControlConnectionLeavesOneRunner) {
@@ -59,7 +59,7 @@ TEST_P(CutAtEveryByte, OfTheControlConnectionLeavesOneRunner) {
   ASSERT_EQ(whole.control_forward.sent.size(), 4U);
   ASSERT_EQ(whole.control_backward.sent.size(), 3U);
   // Precopy sends everything each time: a few bytes apart is enough there.
-  const std::uint64_t stride = GetParam() == Mode::kSuspend ? 1 : 17;
+  const std::uint64_t stride = GetParam() == Mode::kPrecopy ? 17 : 1;
   for (const Way way : {Way::kForward, Way::kBackward}) {
     const Tap& tap = way == Way::kForward ? whole.control_forward : whole.control_backward;
     for (std::uint64_t bytes = 0; bytes <= tap.sent.back() + 1; bytes += stride) {
@@ -137,7 +137,7 @@ TEST_P(CutAtEveryByte, ForGoodLeavesTheGuestFrozenUntilAQuestionSettlesIt) {
       EXPECT_EQ(migration.peer_disk().outcome(), v1::OUTCOME_REFUSED);
     }
   };
-  const std::uint64_t stride = GetParam() == Mode::kSuspend ? 1 : 7;
+  const std::uint64_t stride = GetParam() == Mode::kPrecopy ? 7 : 1;
   for (std::uint64_t at = whole.control_forward.sent[1]; at <= whole.control_forward.sent[2] + 1; at += stride) {
     run(Way::kForward, at);
   }

@@ -20,7 +20,7 @@ struct Shape {
 
 std::vector<Shape> shapes() {
   std::vector<Shape> all;
-  for (const Mode mode : {Mode::kSuspend, Mode::kPrecopy}) {
+  for (const Mode mode : {Mode::kSuspend, Mode::kPrecopy, Mode::kLive}) {
     for (unsigned connections = 1; connections <= 4; ++connections) {
       for (const bool on_template : {false, true}) all.push_back({mode, connections, on_template});
     }
@@ -143,9 +143,53 @@ TEST(MigrationSession, GuestThatDirtiesFasterThanTheLinkIsLeftAlone) {
   FakeMigration migration(scenario);
   migration.run();
   EXPECT_EQ(migration.state(), SourceState::kAborted);
-  EXPECT_EQ(migration.result().rounds(), 40U);
+  EXPECT_GE(migration.result().rounds(), migration::kStalledRoundsMax);
+  EXPECT_LE(migration.result().rounds(), migration::kRoundsMax);
   EXPECT_NE(migration.result().error().find("dirties memory faster"), std::string::npos) << migration.result().error();
   EXPECT_EQ(fake(migration.source()).pauses(), 0) << "the guest never noticed";
+  migration.expect_sound();
+}
+
+TEST(MigrationSession, GuestTooFastIsHeldBackStepByStepWhereThatIsAllowed) {
+  Scenario scenario;
+  scenario.seed = sim_seed();
+  scenario.mode = Mode::kLive;
+  scenario.pages_per_step = 40;
+  scenario.allow_throttle = true;
+  scenario.max_downtime = std::chrono::microseconds(1);  // nothing fits but nothing
+  FakeMigration migration(scenario);
+  migration.run();
+  EXPECT_EQ(migration.state(), SourceState::kDone) << migration.result().error();
+  EXPECT_EQ(migration.result().throttle_percent(), 99U) << "40 pages a step by hundredths: none are left";
+  migration.expect_sound();
+}
+
+TEST(MigrationSession, GuestThatStaysIsHeldBackNoLonger) {
+  Scenario scenario;
+  scenario.seed = sim_seed();
+  scenario.mode = Mode::kLive;
+  scenario.pages_per_step = 400;  // some pages are left at 99 %
+  scenario.allow_throttle = true;
+  scenario.max_downtime = std::chrono::microseconds(1);
+  FakeMigration migration(scenario);
+  migration.run();
+  EXPECT_EQ(migration.state(), SourceState::kAborted);
+  EXPECT_EQ(fake(migration.source()).throttled_most(), 99U);
+  EXPECT_EQ(fake(migration.source()).throttled(), 0U);
+  EXPECT_EQ(fake(migration.source()).pauses(), 0);
+  migration.expect_sound();
+}
+
+TEST(MigrationSession, LiveSendsTheDeltaInRoundsAndNotTheTemplate) {
+  Scenario scenario;
+  scenario.seed = sim_seed();
+  scenario.mode = Mode::kLive;
+  scenario.connections = 3;
+  FakeMigration migration(scenario);
+  migration.run();
+  EXPECT_EQ(migration.state(), SourceState::kDone) << migration.result().error();
+  EXPECT_GE(migration.result().rounds(), 1U);
+  EXPECT_LT(migration.result().pages_sent(), kFakePages / 4);
   migration.expect_sound();
 }
 

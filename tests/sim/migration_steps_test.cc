@@ -57,7 +57,7 @@ migration::StepHook kill_at(const std::string& wanted) {
 }
 
 class AtEachStep : public ::testing::TestWithParam<Mode> {};
-INSTANTIATE_TEST_SUITE_P(Modes, AtEachStep, ::testing::Values(Mode::kSuspend, Mode::kPrecopy));
+INSTANTIATE_TEST_SUITE_P(Modes, AtEachStep, ::testing::Values(Mode::kSuspend, Mode::kPrecopy, Mode::kLive));
 
 TEST_P(AtEachStep, BothSidesAnnounceEveryStepOfTheTransaction) {
   const Steps steps = dry_run(GetParam());

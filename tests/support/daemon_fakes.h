@@ -139,7 +139,11 @@ class FakeWorker {
   std::function<Result<v1::MigrateEvent>(control::Call&, const v1::WorkerMigrateRequest&)> on_migrate;
   std::function<Result<v1::WorkerInfo>(control::Call&, const v1::WorkerReceiveRequest&, UniqueFd)> on_receive;
   std::function<Result<v1::WorkerInfo>(bool resume)> on_settle;
-  std::function<v1::SessionAnswer(const v1::SessionQuery&)> on_ask;
+  /// How it answers questions about its session from now on. Thread: any.
+  void answer_with(std::function<v1::SessionAnswer(const v1::SessionQuery&)> answer) {
+    const std::lock_guard lock(mutex_);
+    on_ask_ = std::move(answer);
+  }
   std::function<Result<v1::TemplateInfo>(const v1::WorkerTemplateRequest&)> on_template;
 
  private:
@@ -197,8 +201,14 @@ class FakeWorker {
     method<v1::WorkerSettleRequest, Info>(
         "Settle", [this](Call&, const v1::WorkerSettleRequest& request) { return on_settle(request.resume()); });
     method<v1::SessionQuery, v1::SessionAnswer>(
-        "AskSession",
-        [this](Call&, const v1::SessionQuery& query) -> Result<v1::SessionAnswer> { return on_ask(query); });
+        "AskSession", [this](Call&, const v1::SessionQuery& query) -> Result<v1::SessionAnswer> {
+          std::function<v1::SessionAnswer(const v1::SessionQuery&)> answer;
+          {
+            const std::lock_guard lock(mutex_);
+            answer = on_ask_;
+          }
+          return answer(query);
+        });
     method<v1::PokeRequest, v1::Empty>("Poke",
                                        [](Call&, const v1::PokeRequest&) -> Result<v1::Empty> { return v1::Empty(); });
     method<v1::Empty, v1::Empty>("CancelMigration",
@@ -223,6 +233,7 @@ class FakeWorker {
   const std::filesystem::path socket_;
   SleepingChild child_;
   std::unique_ptr<control::Server> server_;
+  std::function<v1::SessionAnswer(const v1::SessionQuery&)> on_ask_;  // mutex_
   std::mutex mutex_;
   std::condition_variable changed_;
   v1::WorkerInfo info_;               // mutex_

@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "memory/digest.h"
 #include "migration/machine.h"
 
 namespace fvmm::testing {
@@ -89,10 +91,17 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
     }
     return {};
   }
+  /// A guest held back writes less between two harvests.
+  void throttle(unsigned percent) override {
+    FVMM_CHECK(percent <= 99, "a guest is never held back for good");
+    throttle_ = percent;
+    throttle_most_ = std::max(throttle_most_, percent);
+  }
   /// Writes guest memory too, as KVM does for its clock.
   Result<v1::MachineState> save_state() override {
     if (faults_.save) return Error(Errc::kInternal, "KVM_GET_XSAVE2");
     fill(kClockPage, ++registers_[1]);
+    if (records_instants_) instants_[registers_[1]] = memory::hash_bytes(memory_->pages({0, kFakePages}));
     v1::MachineState state;
     state.set_version(1);
     state.set_pit2(std::string(reinterpret_cast<const char*>(registers_.data()), sizeof registers_));
@@ -117,7 +126,7 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
   /// The guest runs for a moment.
   void step() {
     std::mt19937_64 random(registers_[0] * 1'000'003 + registers_[1]++);
-    for (unsigned i = 0; i < pages_per_step_; ++i) {
+    for (unsigned i = 0; i < pages_per_step_ * (100 - throttle_) / 100; ++i) {
       const memory::PageIndex page = random() % 4 == 0 ? random() % kFakePages : random() % kHotPages;
       if (random() % 5 == 0) {
         std::memset(memory_->pages_for_load({page, 1}).data(), 0, kPageBytes);
@@ -138,6 +147,11 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
   void set_pages_per_step(unsigned pages) { pages_per_step_ = pages; }
 
   [[nodiscard]] bool running() const { return running_; }
+  /// From now on the digest of all memory is kept at each save of the state, by the second register.
+  void record_instants() { records_instants_ = true; }
+  [[nodiscard]] const std::map<std::uint64_t, memory::Digest>& instants() const { return instants_; }
+  [[nodiscard]] unsigned throttled() const { return throttle_; }
+  [[nodiscard]] unsigned throttled_most() const { return throttle_most_; }
   [[nodiscard]] int pauses() const { return pauses_; }
   [[nodiscard]] int resumes() const { return resumes_; }
   [[nodiscard]] const std::array<std::uint64_t, 2>& registers() const { return registers_; }
@@ -167,6 +181,10 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
   FakeFaults faults_;
   std::array<std::uint64_t, 2> registers_;  // seed, steps taken
   unsigned pages_per_step_ = 6;
+  bool records_instants_ = false;
+  std::map<std::uint64_t, memory::Digest> instants_;
+  unsigned throttle_ = 0;
+  unsigned throttle_most_ = 0;
   std::atomic<bool> running_{false};
   int pauses_ = 0;
   int resumes_ = 0;

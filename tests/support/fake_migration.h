@@ -46,6 +46,7 @@ struct Scenario {
   std::function<bool(net::Stream&, const v1::PeerHello&)> intercept;
   std::chrono::microseconds max_downtime{1'000'000};  // a loaded machine shall not decide how many rounds there are
   std::chrono::milliseconds timeout{20'000};
+  bool allow_throttle = false;
   migration::SourceWaits source_waits{.answer = std::chrono::seconds(20),
                                       .asking = std::chrono::seconds(20),
                                       .ask = std::chrono::seconds(20),
@@ -80,6 +81,7 @@ class FakeMigration {
     options.connections = scenario_.connections;
     options.max_downtime = scenario_.max_downtime;
     options.timeout = scenario_.timeout;
+    options.allow_throttle = scenario_.allow_throttle;
     options.waits = scenario_.source_waits;
     options.on_step = [this](std::string_view step) -> Status {
       fake(*source_).step_if_running();

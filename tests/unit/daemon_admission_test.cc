@@ -101,7 +101,7 @@ TEST_F(AdmissionTest, MalformedHellosAreRefused) {
   hello_.mutable_vm()->set_id(Id{}.raw());
   EXPECT_EQ(refusal(), Errc::kInvalidArgument);
   hello_ = good;
-  hello_.set_mode("live");
+  hello_.set_mode("teleport");
   EXPECT_EQ(refusal(), Errc::kInvalidArgument);
   hello_ = good;
   hello_.mutable_vm()->set_name("../../etc");

@@ -7,6 +7,7 @@
 #include "daemon/migration_service.h"
 #include "daemon/options.h"
 #include "memory/layout.h"
+#include "migration/pacer.h"
 #include "support/daemon_fakes.h"
 
 namespace fvmm::daemon {
@@ -114,12 +115,19 @@ TEST(CheckMigrate, FillsDefaultsAndRefusesEachBadValue) {
   EXPECT_EQ(checked->timeout_ms(), kMigrateTimeoutMs);
   EXPECT_EQ(checked->max_downtime_us(), 5000U);
   auto request = good;
-  request.set_mode("live");
-  EXPECT_EQ(check_migrate(request, false).error().code(), Errc::kUnimplemented);
+  for (const char* mode : {"", "auto", "suspend", "live", "precopy"}) {
+    request.set_mode(mode);
+    EXPECT_TRUE(check_migrate(request, false)) << mode;
+  }
   request.set_mode("teleport");
   EXPECT_EQ(check_migrate(request, false).error().code(), Errc::kInvalidArgument);
   request = good;
   request.set_to("192.0.2.1:7000");
+  EXPECT_EQ(check_migrate(request, false).error().code(), Errc::kInvalidArgument);
+  request = good;
+  request.set_bandwidth_bytes_s(migration::kBandwidthMin);
+  EXPECT_TRUE(check_migrate(request, false));
+  request.set_bandwidth_bytes_s(migration::kBandwidthMin - 1);
   EXPECT_EQ(check_migrate(request, false).error().code(), Errc::kInvalidArgument);
   request = good;
   request.set_connections(1000);

@@ -26,8 +26,9 @@ class PeerTest : public testing::Test {
     pool_ = *WorkerPool::open(spawner_, {.per_recent_shape = 0});
     supervisor_ = std::make_unique<Supervisor>(*registry_, stop_);
     sessions_ = std::make_unique<IncomingSessions>(*registry_, *settled_, *refused_);
-    listener_ = *PeerListener::open(
-        {"127.0.0.1", 0}, {*registry_, *pool_, *supervisor_, *store_, *sessions_, stop_, scratch_.path(), false});
+    replicas_ = std::make_unique<Replicas>(*Replicas::open(scratch_.path() / "replicas"));
+    listener_ = *PeerListener::open({"127.0.0.1", 0}, {*registry_, *pool_, *supervisor_, *store_, *sessions_,
+                                                       *replicas_, stop_, scratch_.path(), false});
     listener_->start();
     hello_.set_version(migration::kPeerVersion);
     hello_.set_purpose(v1::MIGRATE);
@@ -117,14 +118,15 @@ class PeerTest : public testing::Test {
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<Supervisor> supervisor_;
   std::unique_ptr<IncomingSessions> sessions_;
+  std::unique_ptr<Replicas> replicas_;
   std::unique_ptr<PeerListener> listener_;
   v1::PeerHello hello_;
   v1::VmRecord vm_;
 };
 
 TEST_F(PeerTest, ListensOnLoopbackOnly) {
-  const auto open = PeerListener::open(
-      {"192.0.2.1", 0}, {*registry_, *pool_, *supervisor_, *store_, *sessions_, stop_, scratch_.path(), false});
+  const auto open = PeerListener::open({"192.0.2.1", 0}, {*registry_, *pool_, *supervisor_, *store_, *sessions_,
+                                                          *replicas_, stop_, scratch_.path(), false});
   EXPECT_EQ(open.error().code(), Errc::kInvalidArgument);
 }
 
@@ -237,12 +239,12 @@ TEST_F(PeerTest, QuestionDuringTheSessionIsTheWorkersToAnswer) {
   std::atomic<bool> asked = false;
   worker_receives([&](test::FakeWorker& worker, const v1::WorkerReceiveRequest& request,
                       net::Channel& channel) -> Result<v1::WorkerInfo> {
-    worker.on_ask = [&](const v1::SessionQuery&) {
+    worker.answer_with([&](const v1::SessionQuery&) {
       asked = true;
       v1::SessionAnswer answer;
       answer.set_outcome("refused");
       return answer;
-    };
+    });
     FVMM_TRY(write_outcome(request, v1::OUTCOME_OPEN));
     say_kind(channel, v1::PEER_READY);
     if (!test::eventually([&] { return asked.load(); })) return Error(Errc::kInternal, "nobody asked");

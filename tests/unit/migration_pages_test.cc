@@ -369,9 +369,49 @@ TEST(Convergence, DecidesByWhatIsLeftAndHowFastItGoes) {
       {"time runs out", {3, 100'000, kGigabyte, microseconds(5000), true}, Decision::kGiveUp},
       {"time runs out, but it fits", {3, 100, kGigabyte, microseconds(5000), true}, Decision::kPause},
       {"less than a pause costs", {1, 1, kGigabyte, kPauseFixedCost - microseconds(1), false}, Decision::kContinue},
+      {"rounds gain nothing",
+       {9, 90'000, kGigabyte, microseconds(5000), false, 100'000, kStalledRounds},
+       Decision::kContinue},
+      {"rounds gain nothing, it may be slowed",
+       {9, 90'000, kGigabyte, microseconds(5000), false, 100'000, kStalledRounds, true, 0},
+       Decision::kThrottle},
+      {"one stalled round before that",
+       {kThrottleRounds - 1, 90'000, kGigabyte, microseconds(5000), false, 100'000, kStalledRounds - 1, true, 0},
+       Decision::kContinue},
+      {"rounds gain too little",
+       {kThrottleRounds, 80'000, kGigabyte, microseconds(5000), false, 100'000, 0, true, 0},
+       Decision::kThrottle},
+      {"slowed as far as it goes",
+       {9, 90'000, kGigabyte, microseconds(5000), false, 100'000, kStalledRounds, true, 99},
+       Decision::kContinue},
+      {"slowed as far as it goes, for long",
+       {9, 90'000, kGigabyte, microseconds(5000), false, 100'000, kStalledRoundsMax, true, 99},
+       Decision::kGiveUp},
+      {"never will converge",
+       {15, 90'000, kGigabyte, microseconds(5000), false, 100'000, kStalledRoundsMax},
+       Decision::kGiveUp},
+      {"stalled, but it fits",
+       {15, 100, kGigabyte, microseconds(5000), false, 100, kStalledRoundsMax},
+       Decision::kPause},
       {"a guest of 2^52 bytes", {1, 1ULL << 40, 1, microseconds::max(), false}, Decision::kPause},
   };
   for (const Case& one : cases) EXPECT_EQ(decide(one.progress), one.decision) << one.why;
+}
+
+TEST(Convergence, RoundStallsThatGainsLessThanATenth) {
+  EXPECT_TRUE(stalled({.pages_left = 901, .pages_before = 1000}));
+  EXPECT_TRUE(stalled({.pages_left = 900, .pages_before = 1000})) << "at the limit";
+  EXPECT_FALSE(stalled({.pages_left = 899, .pages_before = 1000}));
+  EXPECT_TRUE(stalled({.pages_left = ~0ULL, .pages_before = 1}));
+}
+
+TEST(Convergence, ThrottleGoesStepByStepAndStaysAtTheLast) {
+  unsigned percent = 0;
+  for (const unsigned step : kThrottleSteps) {
+    percent = next_throttle(percent);
+    EXPECT_EQ(percent, step);
+  }
+  EXPECT_EQ(next_throttle(percent), kThrottleSteps.back());
 }
 
 TEST(Convergence, ExpectedDowntimeIsBytesByRatePlusTheFixedCost) {

@@ -1,0 +1,62 @@
+// PeerListener: a VM's generations come in; and the question whether a VM runs here.
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "daemon/checks.h"
+#include "daemon/peer_listener.h"
+#include "daemon/records.h"
+#include "migration/replica_receive.h"
+#include "net/frame.h"
+
+namespace fvmm::daemon {
+namespace {
+
+constexpr std::chrono::seconds kAnswerWait{5};
+
+}  // namespace
+
+// Staging a generation may take as much memory as the VM has: a host without room says so before anything is sent.
+Status PeerListener::check_replica(const v1::PeerHello& hello) const {
+  if (!hello.test_hook().empty() && !context_.test_hooks) {
+    return Error(Errc::kPermissionDenied, "test hooks need an fvmmd started with --test-hooks");
+  }
+  if (hello.fencing_token() == 0) return Error(Errc::kInvalidArgument, "hello: no fencing token");
+  FVMM_TRY(check_config(hello.vm()), "hello");
+  FVMM_TRY(check_fits(hello.vm(), FVMM_TRY(read_host_memory())));
+  const auto here = context_.registry.find(FVMM_TRY(Id::from_bytes(hello.vm().id()), "VM id"));
+  if (!here || here->state() == v1::VM_MOVED) return {};
+  if (here->record.fencing_token() >= hello.fencing_token()) return {};  // recovered here: the source is fenced
+  return Error(Errc::kAlreadyExists,
+               fmt::format("VM {} with the same id is here and {}", hello.vm().name(), state_text(here->state())));
+}
+
+Status PeerListener::replicate_in(net::Channel& channel, const v1::PeerHello& hello) {
+  FVMM_TRY(check_replica(hello));
+  const Id vm = FVMM_TRY(Id::from_bytes(hello.vm().id()));
+  const auto session = FVMM_TRY(context_.replicas.begin(hello, channel));
+  const StopSignal::Guard guard(context_.stop, [&channel] { channel.cancel(); });
+  spdlog::info("VM {} is replicated to here from {}", hello.vm().name(), hello.from());
+  migration::ReplicaHost host;
+  host.store = &context_.store;
+  host.unless_recovered = [&](const std::function<void()>& work) {
+    return context_.replicas.unless_recovered(vm, hello.fencing_token(), work);
+  };
+  host.on_step = FVMM_TRY(migration::parse_step_hook(context_.test_hooks ? hello.test_hook() : ""));
+  const Status ended = migration::receive_replica(channel, hello, host);
+  spdlog::info("replication of VM {} from {} has ended: {}", hello.vm().name(), hello.from(), ended.error().message());
+  return {};  // the source was told
+}
+
+// "started": it runs here; "refused": it does not. Asked by a host that is about to recover it.
+Status PeerListener::answer_vm_query(net::Channel& channel, const v1::PeerHello& hello) {
+  const Id vm = FVMM_TRY(Id::from_bytes(hello.vm().id()), "VM id");
+  const auto here = context_.registry.find(vm);
+  v1::PeerMessage message;
+  message.set_kind(v1::PEER_ANSWER);
+  const bool runs = here && here->worker && here->state() != v1::VM_MOVED;
+  message.mutable_answer()->set_outcome(runs ? "started" : "refused");
+  message.mutable_answer()->set_detail(here ? state_text(here->state()) : "not known here");
+  return net::send_message(channel, net::FrameType::kControl, message, Deadline::after(kAnswerWait));
+}
+
+}  // namespace fvmm::daemon

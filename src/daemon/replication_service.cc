@@ -1,0 +1,144 @@
+#include "daemon/replication_service.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "daemon/records.h"
+#include "daemon/template_service.h"
+#include "migration/replica_receive.h"
+#include "migration/replication.h"
+#include "net/frame.h"
+
+namespace fvmm::daemon {
+namespace {
+
+constexpr std::chrono::seconds kStatusWait{10};
+constexpr std::chrono::seconds kSourceWait{3};  // for a source that may be dead
+
+template <class Limit>
+Status check_range(const char* what, std::uint64_t value, Limit least, Limit most) {
+  if (value == 0 || (value >= static_cast<std::uint64_t>(least) && value <= static_cast<std::uint64_t>(most))) return {};
+  return Error(Errc::kInvalidArgument, fmt::format("{} of {}: between {} and {}", what, value, least, most));
+}
+
+Result<v1::SessionAnswer> ask_source(const v1::ReplicaRecord& record) {
+  const Deadline wait = Deadline::after(kSourceWait);
+  const auto stream = FVMM_TRY(net::Channel::connect(FVMM_TRY(net::Endpoint::parse(record.peer())), wait));
+  v1::PeerHello hello;
+  hello.set_version(migration::kPeerVersion);
+  hello.set_purpose(v1::QUERY_VM);
+  hello.mutable_vm()->set_id(record.vm());
+  FVMM_TRY(net::send_message(*stream, net::FrameType::kHello, hello, wait));
+  v1::PeerMessage message;
+  FVMM_TRY(net::receive_message(*stream, net::FrameType::kControl, message, wait));
+  if (message.kind() != v1::PEER_ANSWER) return Error(Errc::kDataLoss, "the source did not answer the question");
+  return message.answer();
+}
+
+}  // namespace
+
+Status check_replicate(const v1::ReplicateRequest& request, bool test_hooks) {
+  FVMM_TRY(parse_peer(request.to()));
+  FVMM_TRY(check_range("an interval in ms", request.interval_ms(), migration::kReplicateIntervalMin.count(),
+                       migration::kReplicateIntervalMax.count()));
+  FVMM_TRY(check_range("a buffer in bytes", request.buffer_bytes(), migration::kCaptureBufferMin,
+                       migration::kCaptureBufferMax));
+  FVMM_TRY(check_range("a bandwidth in bytes a second", request.bandwidth_bytes_s(), migration::kBandwidthMin, std::uint64_t{1} << 60));
+  if (!request.test_hook().empty() && !test_hooks) {
+    return Error(Errc::kPermissionDenied, "test hooks need an fvmmd started with --test-hooks");
+  }
+  return {};
+}
+
+Status ReplicationService::push_base(const VmView& vm, const std::string& to, const Deadline& deadline) const {
+  const v1::TemplateRef base = to_info(vm).template_();
+  if (base.id().empty()) return {};
+  const auto info = FVMM_TRY(parts_.store.find(FVMM_TRY(Id::from_bytes(base.id())), FVMM_TRY(Id::from_bytes(base.digest()))),
+                             "the VM's template");
+  FVMM_TRY(push_with_parents(parts_.store, info, FVMM_TRY(parse_peer(to)), deadline, {}));
+  return {};
+}
+
+Result<v1::ReplicaStatus> ReplicationService::start(const v1::ReplicateRequest& request, const Deadline& deadline) {
+  FVMM_TRY(check_replicate(request, options_.test_hooks));
+  const Claim claim = FVMM_TRY(parts_.registry.claim(request.vm(), "replicate start"));
+  const VmView vm = claim.view();
+  if (!vm.worker || (vm.state() != v1::VM_RUNNING && vm.state() != v1::VM_PAUSED)) {
+    return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}: only a running or paused VM can be replicated",
+                                                        request.vm(), state_text(vm.state())));
+  }
+  FVMM_TRY(push_base(vm, request.to(), deadline));
+  v1::WorkerReplicateRequest work;
+  *work.mutable_request() = request;
+  work.set_from(options_.listen);
+  return WorkerClient(vm.worker->socket()).start_replication(work, deadline);
+}
+
+Result<v1::ReplicaStatus> ReplicationService::stop(const std::string& name) {
+  const VmView vm = FVMM_TRY(parts_.registry.find(name));
+  if (!vm.worker) return Error(Errc::kFailedPrecondition, fmt::format("VM {} is not running", name));
+  return WorkerClient(vm.worker->socket()).stop_replication(Deadline::after(kStatusWait));
+}
+
+Result<v1::ReplicaStatus> ReplicationService::status(const std::string& name) const {
+  const VmView vm = FVMM_TRY(parts_.registry.find(name));
+  if (!vm.worker) return Error(Errc::kFailedPrecondition, fmt::format("VM {} is not running", name));
+  return WorkerClient(vm.worker->socket()).replication_status(Deadline::after(kStatusWait));
+}
+
+Status ReplicationService::check_source(const v1::ReplicaRecord& record, const v1::RecoverRequest& request) {
+  const auto answer = ask_source(record);
+  if (answer && answer->outcome() == "started") {
+    return Error(Errc::kFailedPrecondition,
+                 fmt::format("VM {} is {} at {}: two of it would run; stop it there, or migrate it", record.name(),
+                             answer->detail(), record.peer()));
+  }
+  if (answer || request.source_is_dead()) return {};
+  return Error(Errc::kFailedPrecondition,
+               fmt::format("its source {} does not answer ({}), so nobody knows whether VM {} still runs there: make "
+                           "sure that it does not, then say so with --source-is-dead",
+                           record.peer(), answer.error().message(), record.name()));
+}
+
+Result<v1::RecoverReport> ReplicationService::recover(const v1::RecoverRequest& request, const Deadline& deadline) {
+  const SteadyTime accepted = std::chrono::steady_clock::now();
+  const v1::ReplicaRecord record = FVMM_TRY(parts_.replicas.find(request.vm()));
+  const Id id = FVMM_TRY(Id::from_bytes(record.vm()));
+  const auto before = FVMM_TRY(migration::newest_generation(parts_.store, record.vm()), request.vm());
+  FVMM_TRY(check_source(record, request));
+  const auto known = FVMM_TRY(memory::OpenTemplate::open(before.directory));
+  const std::uint64_t seen = FVMM_TRY(known.machine_state()).fencing_token();
+  VmService::Recovery recovery;
+  recovery.token = FVMM_TRY(parts_.replicas.recover(id, seen));
+  // Nothing can be sealed any more: what is newest now is what every source was told last.
+  recovery.generation = FVMM_TRY(migration::newest_generation(parts_.store, record.vm()), request.vm());
+  const auto opened = FVMM_TRY(memory::OpenTemplate::open(recovery.generation.directory));
+  const auto state = FVMM_TRY(opened.machine_state());
+  const v1::VmInfo vm = FVMM_TRY(parts_.vms.recover(recovery, deadline), "recover " + request.vm());
+  v1::RecoverReport report;
+  *report.mutable_vm() = vm;
+  report.set_generation(recovery.generation.generation);
+  report.set_template_(recovery.generation.name);
+  const auto lost = system_clock().realtime_ns() - static_cast<std::int64_t>(state.clock().realtime_ns());
+  report.set_lost_ms(state.clock().realtime_ns() == 0 ? 0 : static_cast<double>(lost) / 1e6);
+  report.set_duration_ms(to_ms(std::chrono::steady_clock::now() - accepted));
+  spdlog::info("VM {} recovered from generation {}, fencing token {}, {:.0f} ms lost", request.vm(), report.generation(),
+               recovery.token, report.lost_ms());
+  return report;
+}
+
+void ReplicationService::bind(control::Server& server) {
+  using control::Call;
+  server.unary<v1::ReplicateRequest, v1::ReplicaStatus>(
+      "fvmm.v1.Replications/Start",
+      [this](Call& call, const v1::ReplicateRequest& request) { return start(request, call.deadline()); });
+  server.unary<v1::VmName, v1::ReplicaStatus>("fvmm.v1.Replications/Stop",
+                                              [this](Call&, const v1::VmName& request) { return stop(request.name()); });
+  server.unary<v1::VmName, v1::ReplicaStatus>(
+      "fvmm.v1.Replications/Status", [this](Call&, const v1::VmName& request) { return status(request.name()); });
+  server.unary<v1::RecoverRequest, v1::RecoverReport>(
+      "fvmm.v1.Replications/Recover",
+      [this](Call& call, const v1::RecoverRequest& request) { return recover(request, call.deadline()); });
+}
+
+}  // namespace fvmm::daemon

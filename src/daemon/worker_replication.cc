@@ -1,0 +1,96 @@
+// Worker: continuous templating of its guest.
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "daemon/worker_process.h"
+
+namespace fvmm::daemon {
+namespace {
+
+migration::ReplicationOptions to_options(const v1::ReplicateRequest& wanted) {
+  migration::ReplicationOptions options;
+  options.peer = wanted.to();
+  if (wanted.interval_ms() != 0) options.policy.interval = std::chrono::milliseconds(wanted.interval_ms());
+  options.policy.dirty_pages_max = wanted.dirty_pages_max();
+  options.policy.lag_max = std::chrono::milliseconds(wanted.lag_ms_max());
+  if (wanted.buffer_bytes() != 0) options.buffer_bytes = wanted.buffer_bytes();
+  options.bandwidth_bytes_s = wanted.bandwidth_bytes_s();
+  return options;
+}
+
+}  // namespace
+
+void Worker::register_replication() {
+  using control::Call;
+  const std::string service = "fvmm.v1.Worker/";
+  server_->unary<v1::WorkerReplicateRequest, v1::ReplicaStatus>(
+      service + "StartReplication",
+      [this](Call&, const v1::WorkerReplicateRequest& request) { return start_replication(request); });
+  server_->unary<v1::Empty, v1::ReplicaStatus>(service + "StopReplication",
+                                               [this](Call&, const v1::Empty&) { return stop_replication(); });
+  server_->unary<v1::Empty, v1::ReplicaStatus>(service + "ReplicationStatus",
+                                               [this](Call&, const v1::Empty&) { return replication_status(); });
+}
+
+// A generation takes the guest for as long as its capture lasts; commands wait for that, not for a link.
+Status Worker::with_guest(const std::function<Status(migration::Guest&)>& work) {
+  GuestSlot::Held held = FVMM_TRY(slot_.take("replicate", GuestSlot::Stay::kBrief));
+  if (held.empty()) return Error(Errc::kFailedPrecondition, "this worker has no VM");
+  const v1::VmState state = board_.get().state();
+  if (state != v1::VM_RUNNING && state != v1::VM_PAUSED) {
+    return Error(Errc::kFailedPrecondition, "the VM is neither running nor paused");
+  }
+  return work(*held);
+}
+
+Result<v1::ReplicaStatus> Worker::start_replication(const v1::WorkerReplicateRequest& request) {
+  const std::lock_guard lock(replication_mutex_);
+  if (replication_) {
+    return Error(Errc::kAlreadyExists,
+                 fmt::format("the VM is being replicated to {} already", replication_->status().to()));
+  }
+  migration::ReplicationOptions options = to_options(request.request());
+  options.from = request.from();
+  options.on_step = FVMM_TRY(migration::parse_step_hook(options_.test_hooks ? request.request().test_hook() : ""));
+  options.on_fenced = [this, peer = options.peer](migration::Guest& guest) {
+    const Status paused = guest.machine->pause();
+    if (!paused) spdlog::error("a VM that runs elsewhere could not be paused: {}", paused.error().message());
+    board_.change([&](v1::WorkerInfo& info) {
+      info.set_state(v1::VM_MOVED);  // fvmmd ends this worker
+      info.set_moved_to(peer);
+      info.set_detail("recovered there from a replica");
+    });
+  };
+  auto transport = std::make_unique<migration::TcpTransport>(FVMM_TRY(net::Endpoint::parse(options.peer)));
+  replication_ = FVMM_TRY(migration::Replication::start(
+      std::move(options), [this](const auto& work) { return with_guest(work); }, std::move(transport)));
+  return replication_->status();
+}
+
+Result<v1::ReplicaStatus> Worker::stop_replication() {
+  std::unique_ptr<migration::Replication> ending;
+  {
+    const std::lock_guard lock(replication_mutex_);
+    ending = std::move(replication_);
+  }
+  if (!ending) return Error(Errc::kFailedPrecondition, "the VM is not being replicated");
+  ending->stop();
+  return ending->status();
+}
+
+Result<v1::ReplicaStatus> Worker::replication_status() {
+  const std::lock_guard lock(replication_mutex_);
+  if (!replication_) return Error(Errc::kFailedPrecondition, "the VM is not being replicated");
+  return replication_->status();
+}
+
+// Its generations are against what runs here: a VM that leaves ends them first, on its user's word.
+Status Worker::check_not_replicated() {
+  const std::lock_guard lock(replication_mutex_);
+  if (!replication_) return {};
+  const std::string name = board_.get().config().name();
+  return Error(Errc::kFailedPrecondition, fmt::format("VM {} is being replicated to {}: end that first (\"replicate stop {}\")",
+                                                      name, replication_->status().to(), name));
+}
+
+}  // namespace fvmm::daemon

@@ -1,0 +1,166 @@
+// Worker: a template of its guest, by one of the engines.
+//
+//   stop   pause ─► state, all pages ─► seal ─► the VM is mapped from its template ─► resume
+//   chase  copy what differs from the VM's template while it runs ─► short pause ─► resume ─► seal; the VM stays mapped
+//          as it is, and counts its delta from the new template on
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "base/pause_guard.h"
+#include "daemon/worker_process.h"
+#include "migration/capture.h"
+#include "migration/staging.h"
+#include "migration/template_ref.h"
+
+namespace fvmm::daemon {
+namespace {
+
+constexpr std::uint64_t kTemplateChunkPages = 1024;  // 4 MiB a call
+
+struct Engine {
+  std::string name;
+  std::string why;
+};
+
+Result<Engine> choose_engine(const std::string& wanted) {
+  if (wanted == "stop" || wanted == "chase") return Engine{wanted, "asked for"};
+  if (wanted.empty() || wanted == "auto") {
+    return Engine{"chase", "works on every mapping, and pauses only for the pages written last"};
+  }
+  return Error(Errc::kUnimplemented, "template engine \"" + wanted + "\" is not reachable yet; use auto, chase or stop");
+}
+
+/// One template of one guest, until it is sealed. Owner: the command's thread, with the guest in hand.
+class TemplateOfGuest {
+ public:
+  TemplateOfGuest(migration::Guest& guest, const v1::WorkerTemplateRequest& request) : guest_(guest), request_(request) {}
+
+  Result<v1::TemplateInfo> stop() {
+    const auto began = std::chrono::steady_clock::now();
+    memory::TemplateInfo info;
+    {
+      const auto paused = FVMM_TRY(PauseGuard<migration::Machine>::take(*guest_.machine));
+      info = FVMM_TRY(write_whole());
+      FVMM_TRY(rebase(info));
+    }
+    answer_.set_pause_ms(to_ms(std::chrono::steady_clock::now() - began));
+    return answer(info);
+  }
+
+  Result<v1::TemplateInfo> chase() {
+    FVMM_TRY(guest_.machine->dirty().harvest());
+    auto since = guest_.machine->dirty().add_reader();
+    since->put_back(guest_.since_base->pending());
+    const auto staged = FVMM_TRY(
+        migration::StagedPages::create(request_.store_directory(), guest_.machine->memory().layout().ram_bytes()));
+    const migration::Capture taken = FVMM_TRY(migration::chase(*guest_.machine, *since, *staged));
+    answer_.set_pause_ms(to_ms(taken.pause));
+    answer_.set_rounds(taken.rounds);
+    answer_.set_pause_pages(taken.pause_pages);
+    const memory::TemplateInfo info = FVMM_TRY(write_captured(taken, *staged));
+    // From the instant on `since` has collected: the delta of the new template. Until here the old one stood.
+    FVMM_TRY(adopt(info));
+    guest_.since_base = std::move(since);
+    return answer(info);
+  }
+
+ private:
+  Result<memory::TemplateWriter> begin_whole(memory::TemplateStore& store) {
+    return store.begin({.id = Id{},
+                        .name = request_.name(),
+                        .generation = 1,
+                        .memory_bytes = guest_.machine->memory().layout().ram_bytes(),
+                        .config = guest_.config});
+  }
+
+  // The vCPUs stand still from here to the rebase.
+  Result<memory::TemplateInfo> write_whole() {
+    auto store = FVMM_TRY(memory::TemplateStore::open(request_.store_directory()));
+    memory::GuestMemory& ram = guest_.machine->memory();
+    const v1::MachineState state = FVMM_TRY(guest_.machine->save_state());
+    FVMM_TRY(guest_.machine->dirty().harvest());
+    memory::TemplateWriter writer = FVMM_TRY(begin_whole(store));
+    memory::Bitmap pages = guest_.since_base->pending();
+    if (!guest_.base.id().empty()) pages.set_all();  // a base generation is whole: what the old base holds goes in, too
+    for (const memory::PageRange& range : pages.ranges(kTemplateChunkPages)) {
+      FVMM_TRY(writer.add_pages(range.first, ram.pages(range)));
+    }
+    FVMM_TRY(writer.set_machine_state(state));
+    return writer.seal();
+  }
+
+  // On the zero template a base, else a delta over what the VM runs on.
+  Result<memory::TemplateInfo> write_captured(const migration::Capture& taken, const migration::StagedPages& staged) {
+    auto store = FVMM_TRY(memory::TemplateStore::open(request_.store_directory()));
+    memory::TemplateWriter writer = FVMM_TRY(
+        guest_.base.id().empty()
+            ? begin_whole(store)
+            : store.begin_delta({.parent = "",
+                                 .parent_digest = FVMM_TRY(Id::from_bytes(guest_.base.digest()), "the VM's template"),
+                                 .id = Id{},
+                                 .name = request_.name(),
+                                 .generation = guest_.base.generation() + 1,
+                                 .config = guest_.config,
+                                 .pages_expected = taken.pages.count()}));
+    for (const memory::PageRange& range : taken.pages.ranges(kTemplateChunkPages)) {
+      FVMM_TRY(writer.add_pages(range.first, staged.pages(range)));
+    }
+    FVMM_TRY(writer.set_machine_state(taken.state));
+    return writer.seal();
+  }
+
+  Status adopt(const memory::TemplateInfo& info) {
+    auto pin = FVMM_TRY(memory::OpenTemplate::open(info.directory));
+    guest_.base = migration::to_ref(info);
+    guest_.pin = std::move(pin);  // of a delta: its whole chain, so also what the VM is mapped from
+    return {};
+  }
+
+  // The paused VM goes on as a private mapping of its own template: its delta is empty now.
+  Status rebase(const memory::TemplateInfo& info) {
+    auto pin = FVMM_TRY(memory::OpenTemplate::open(info.directory));
+    FVMM_TRY(guest_.machine->memory().map_template(pin.image()));
+    FVMM_TRY(guest_.machine->dirty().harvest());  // nothing can have been written: clears what the mapping change left
+    guest_.since_base->reset();
+    guest_.base = migration::to_ref(info);
+    guest_.pin = std::move(pin);
+    return {};
+  }
+
+  v1::TemplateInfo answer(const memory::TemplateInfo& info) {
+    *answer_.mutable_ref() = guest_.base;
+    answer_.set_stored_bytes(info.stored_bytes);
+    answer_.set_pages(info.pages);
+    answer_.set_pins(info.pins);
+    answer_.set_created(info.created);
+    *answer_.mutable_config() = info.config;
+    answer_.set_kind(info.is_delta() ? "delta" : "base");
+    if (info.is_delta()) answer_.set_parent(info.parent_name);
+    answer_.set_chain(info.chain == 0 ? 0 : info.chain - 1);
+    answer_.set_runs(info.runs);
+    return answer_;
+  }
+
+  migration::Guest& guest_;
+  const v1::WorkerTemplateRequest& request_;
+  v1::TemplateInfo answer_;
+};
+
+}  // namespace
+
+Result<v1::TemplateInfo> Worker::create_template(const v1::WorkerTemplateRequest& request) {
+  const Engine engine = FVMM_TRY(choose_engine(request.engine()));
+  const auto began = std::chrono::steady_clock::now();
+  GuestSlot::Held held = FVMM_TRY(slot_.take("template create"));
+  if (held.empty()) return no_guest();
+  FVMM_TRY(check_usable(board_.get()));
+  TemplateOfGuest work(*held, request);
+  v1::TemplateInfo answer = FVMM_TRY(engine.name == "stop" ? work.stop() : work.chase());
+  show(*held);
+  answer.set_engine(engine.name);
+  answer.set_why_engine(engine.why);
+  answer.set_duration_ms(to_ms(std::chrono::steady_clock::now() - began));
+  return answer;
+}
+
+}  // namespace fvmm::daemon
