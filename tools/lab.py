@@ -3,6 +3,7 @@ import json
 import mmap
 import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -24,6 +25,7 @@ class Daemon:
 
     def __init__(self, name, root, warm, test_hooks=False):
         self.name = name
+        self.dead = False
         self.runtime = os.path.join(root, name, "run")
         self.state = os.path.join(root, name, "state")
         os.makedirs(self.runtime)
@@ -63,13 +65,36 @@ class Daemon:
             console.sendall(text.encode())
             time.sleep(0.3)  # the server reads before we hang up
 
+    def kill(self):
+        """The host is gone: SIGKILL to fvmmd and to every worker that carries a VM."""
+        workers = [vm["worker_pid"] for vm in self.ctl("vm", "list").get("vms", []) if vm["worker_pid"]]
+        for pid in [self.process.pid, *workers]:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(timeout=20)
+        self.dead = True
+
     def stop(self):
+        if self.dead:
+            return end_workers(self.runtime)
         listing = self.ctl("vm", "list")
         for vm in listing.get("vms", []):
             if vm["state"] in ("running", "paused"):
                 self.ctl("vm", "stop", vm["config"]["name"])
         self.process.terminate()
         self.process.wait(timeout=20)
+
+
+def end_workers(runtime):
+    """Workers whose fvmmd is gone, warm ones included."""
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                if (runtime + "/workers").encode() in file.read():
+                    os.kill(int(entry), signal.SIGKILL)
+        except OSError:
+            pass  # it has ended meanwhile
 
 
 def heartbeats(text):

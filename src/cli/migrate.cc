@@ -35,6 +35,7 @@ std::string result_json(const v1::MigrateResult& result) {
   object.raw("bytes_sent", std::to_string(result.bytes_sent()));
   object.add("template", result.template_()).raw("generation", std::to_string(result.generation()));
   object.raw("phases", phases.str()).add("error", result.error()).add("why_mode", result.why_mode());
+  object.add("way_back", result.way_back());
   object.raw("throttle_percent", std::to_string(result.throttle_percent()));
   object.add("template_push_ms", result.template_push_ms());
   object.raw("template_push_bytes", std::to_string(result.template_push_bytes()));
@@ -50,6 +51,7 @@ void print_result(std::ostream& out, const Options& options, const v1::MigrateRe
     out << fmt::format("  template {} pushed first: {:.1f} ms, {}\n", result.template_(), result.template_push_ms(),
                        format_bytes(result.template_push_bytes()));
   }
+  if (!result.way_back().empty()) out << "  kept here for the way back: " << result.way_back() << '\n';
   if (result.throttle_percent() > 0) {
     out << fmt::format("  guest held back by {} % of its time at the end\n", result.throttle_percent());
   }

@@ -69,11 +69,19 @@ Result<Admission> admit(const v1::PeerHello& hello, const AdmissionSnapshot& hos
   return admission;
 }
 
+Result<memory::TemplateInfo> find_base(const v1::TemplateRef& base, const memory::TemplateStore& store) {
+  const Id id = FVMM_TRY(Id::from_bytes(base.id()), "template id");
+  if (!base.digest().empty()) return store.find(id, FVMM_TRY(Id::from_bytes(base.digest()), "template digest"));
+  for (auto& info : FVMM_TRY(store.list())) {
+    if (info.id == id) return std::move(info);
+  }
+  return Error(Errc::kNotFound, "no generation of that hand-over is here");
+}
+
 Status check_base(const v1::TemplateRef& base, std::uint64_t memory_bytes, const memory::TemplateStore& store) {
   if (base.id().empty()) return {};
   const Id id = FVMM_TRY(Id::from_bytes(base.id()), "template id");
-  const memory::Digest digest = FVMM_TRY(Id::from_bytes(base.digest()), "template digest");
-  const auto found = store.find(id, digest);
+  const auto found = find_base(base, store);
   if (found && found->memory_bytes == memory_bytes) return {};
   if (found) {
     return Error(Errc::kInvalidArgument, fmt::format("template {} has {}, the VM {}", found->name,

@@ -40,6 +40,10 @@ Result<Admission> admit(const v1::PeerHello& hello, const AdmissionSnapshot& hos
 
 /// Whether the store holds exactly the template that the delta is against. kNotFound with the fix; kFailedPrecondition
 /// when the name or id is taken by another content. The zero template is everywhere.
+/// The template that a VM comes in on. Without a digest it is the generation that this host sealed when the VM left,
+/// which only this host knows by content. kNotFound, or kFailedPrecondition: same id, other content.
+Result<memory::TemplateInfo> find_base(const v1::TemplateRef& base, const memory::TemplateStore& store);
+
 Status check_base(const v1::TemplateRef& base, std::uint64_t memory_bytes, const memory::TemplateStore& store);
 
 }  // namespace fvmm::daemon

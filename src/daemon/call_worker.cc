@@ -103,6 +103,10 @@ Result<v1::ReplicaStatus> WorkerClient::stop_replication(const Deadline& deadlin
 Result<v1::ReplicaStatus> WorkerClient::replication_status(const Deadline& deadline) const {
   return call<v1::ReplicaStatus>("ReplicationStatus", v1::Empty(), deadline);
 }
+Result<v1::TemplateInfo> WorkerClient::seal_way_back(const v1::WorkerSealRequest& request,
+                                                     const Deadline& deadline) const {
+  return call<v1::TemplateInfo>("SealWayBack", request, deadline);
+}
 Status WorkerClient::poke(const v1::PokeRequest& request, const Deadline& deadline) const {
   FVMM_TRY(call<v1::Empty>("Poke", request, deadline));
   return {};

@@ -64,6 +64,7 @@ class WorkerClient {
                                               const Deadline& deadline) const;
   Result<v1::ReplicaStatus> stop_replication(const Deadline& deadline) const;
   Result<v1::ReplicaStatus> replication_status(const Deadline& deadline) const;
+  Result<v1::TemplateInfo> seal_way_back(const v1::WorkerSealRequest& request, const Deadline& deadline) const;
   Status poke(const v1::PokeRequest& request, const Deadline& deadline) const;
 
   /// Streams. The callback returns false to leave; the signal ends them with kCancelled.

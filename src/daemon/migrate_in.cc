@@ -14,6 +14,7 @@
 
 #include "daemon/peer_listener.h"
 #include "daemon/spawner.h"
+#include "daemon/template_service.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -77,7 +78,10 @@ Status PeerListener::migrate_in(std::unique_ptr<net::Channel>& channel, const v1
   }
   auto admitted = FVMM_TRY(context_.sessions.begin(session));
   const Admission admission = FVMM_TRY(admit(hello, FVMM_TRY(snapshot(hello))));
-  const v1::VmRecord record = incoming_record(hello);
+  v1::VmRecord record = incoming_record(hello);
+  if (!hello.template_().id().empty()) {
+    *record.mutable_template_() = to_ref(FVMM_TRY(find_base(hello.template_(), context_.store)));
+  }
   Claim claim = FVMM_TRY(claim_incoming(hello, record, admission.returns));
   const Shape shape{hello.vm().memory_bytes(), hello.vm().vcpus()};
   const auto taken = FVMM_TRY(context_.pool.take(shape, Deadline::after(kTakeWait)));
@@ -102,8 +106,7 @@ void PeerListener::receive(Claim& claim, const std::shared_ptr<WorkerProcess>& w
   *request.mutable_hello() = hello;
   request.set_vm_directory(claim.view().directory.string());
   if (!hello.template_().id().empty()) {
-    const Id id = *Id::from_bytes(hello.template_().id());  // checked at admission, as is the digest
-    const auto info = context_.store.find(id, *Id::from_bytes(hello.template_().digest()));
+    const auto info = find_base(hello.template_(), context_.store);
     request.set_template_directory(info ? info->directory.string() : "removed");  // the worker then rejects it
   }
   const auto timeout = std::chrono::milliseconds(hello.timeout_ms() == 0 ? kTimeoutMs : hello.timeout_ms());

@@ -8,6 +8,7 @@
 #include "daemon/checks.h"
 #include "daemon/spawner.h"
 #include "daemon/template_service.h"
+#include "migration/replica_receive.h"
 #include "migration/source.h"
 
 namespace fvmm::daemon {
@@ -180,7 +181,16 @@ Status MigrationService::leave(Claim& claim, const std::string& peer, v1::Migrat
     record.set_moved_to(peer);
     if (session) record.set_fencing_token(std::max(record.fencing_token(), session->fencing_token()));
   }));
-  if (const auto worker = claim.detach()) end_worker(*worker);
+  if (auto worker = claim.detach()) {
+    const bool on_template = result.mode() != "precopy" && !result.template_().empty();
+    if (on_template) {
+      const v1::VmConfig config = claim.view().record.config();
+      result.set_way_back(migration::way_back_line(config));
+      way_backs_.begin(std::move(worker), config);
+    } else {
+      end_worker(*worker);
+    }
+  }
   result.set_teardown_ms(result.teardown_ms() + to_ms(std::chrono::steady_clock::now() - started));
   return {};
 }

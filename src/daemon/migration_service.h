@@ -11,6 +11,7 @@
 #include "daemon/registry.h"
 #include "daemon/resolve.h"
 #include "daemon/supervisor.h"
+#include "daemon/way_back.h"
 #include "memory/template_store.h"
 #include "proto/control.pb.h"
 
@@ -33,8 +34,8 @@ class MigrationService {
     bool test_hooks = false;
     AskPeer ask = ask_peer;
   };
-  MigrationService(Registry& registry, const memory::TemplateStore& store, StopSignal& stop, Options options)
-      : registry_(registry), store_(store), stop_(stop), options_(std::move(options)) {}
+  MigrationService(Registry& registry, memory::TemplateStore& store, StopSignal& stop, Options options)
+      : registry_(registry), store_(store), stop_(stop), options_(std::move(options)), way_backs_(store) {}
 
   void bind(control::Server& server);
 
@@ -55,12 +56,13 @@ class MigrationService {
   Status carry_out(Claim& claim, Resolution resolution, const v1::SessionRecord& session);
 
   Registry& registry_;
-  const memory::TemplateStore& store_;
+  memory::TemplateStore& store_;
   StopSignal& stop_;
   const Options options_;
+  WayBacks way_backs_;
 };
 
-/// The request's values checked, defaults filled in. kUnimplemented for "live", kInvalidArgument else.
+/// The request's values checked, defaults filled in. kInvalidArgument names the value.
 Result<v1::MigrateRequest> check_migrate(const v1::MigrateRequest& request, bool test_hooks);
 
 }  // namespace fvmm::daemon

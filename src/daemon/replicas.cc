@@ -19,8 +19,9 @@ Result<Replicas> Replicas::open(fs::path directory) {
     v1::ReplicaRecord record;
     const auto content = FVMM_TRY(read_file(it->path(), kRecordBytesMax));
     if (!record.ParseFromString(content)) {
-      return Error(Errc::kDataLoss, fmt::format("{} is not a replica record: without it nobody knows who may run that VM",
-                                                it->path().string()));
+      return Error(
+          Errc::kDataLoss,
+          fmt::format("{} is not a replica record: without it nobody knows who may run that VM", it->path().string()));
     }
     table.state_->entries[FVMM_TRY(Id::from_bytes(record.vm()), it->path().string())].record = std::move(record);
   }
@@ -36,13 +37,15 @@ Result<Replicas::Session> Replicas::begin(const v1::PeerHello& hello, net::Strea
   const Id vm = FVMM_TRY(Id::from_bytes(hello.vm().id()), "VM id");
   std::unique_lock lock(state_->mutex);
   if (!state_->entries.contains(vm) && state_->entries.size() >= kReplicasMax) {
-    return Error(Errc::kResourceExhausted, fmt::format("{} VMs have been replicated to this host, the limit", kReplicasMax));
+    return Error(Errc::kResourceExhausted,
+                 fmt::format("{} VMs have been replicated to this host, the limit", kReplicasMax));
   }
   const auto idle = [&] { return state_->entries[vm].stream == nullptr; };
   if (!idle()) {
     state_->entries[vm].stream->cancel();
     if (!state_->ended.wait_for(lock, kReplicaTakeoverWait, idle)) {
-      return Error(Errc::kDeadlineExceeded, fmt::format("an older connection of VM {} does not end", hello.vm().name()));
+      return Error(Errc::kDeadlineExceeded,
+                   fmt::format("an older connection of VM {} does not end", hello.vm().name()));
     }
   }
   Entry& entry = state_->entries[vm];

@@ -17,7 +17,7 @@
 
 namespace fvmm::daemon {
 
-inline constexpr std::size_t kReplicasMax = 1024;             // records, of VMs ever replicated to this host
+inline constexpr std::size_t kReplicasMax = 1024;                // records, of VMs ever replicated to this host
 inline constexpr std::chrono::seconds kReplicaTakeoverWait{30};  // for the old connection of a VM, when a new one comes
 
 /// Thread: any. Records are durable before anything depends on them: STATE/replicas/<vm id>.pb.
@@ -40,7 +40,8 @@ class Replicas {
     Id vm_;
   };
   /// A source connects (anew): the connection it had before is cut, and its end waited for. Notes the source durably.
-  /// kDeadlineExceeded when the old one does not end; kResourceExhausted past kReplicasMax. `stream` outlives the session.
+  /// kDeadlineExceeded when the old one does not end; kResourceExhausted past kReplicasMax. `stream` outlives the
+  /// session.
   Result<Session> begin(const v1::PeerHello& hello, net::Stream& stream);
 
   /// Runs the function unless the VM has been recovered here under `token` or a newer one; recover() waits meanwhile.
@@ -64,7 +65,8 @@ class Replicas {
     std::condition_variable ended;
     std::map<Id, Entry> entries;  // mutex
   };
-  explicit Replicas(std::filesystem::path directory) : directory_(std::move(directory)), state_(std::make_unique<State>()) {}
+  explicit Replicas(std::filesystem::path directory)
+      : directory_(std::move(directory)), state_(std::make_unique<State>()) {}
   Status write(const Id& vm, const v1::ReplicaRecord& record) const;
 
   std::filesystem::path directory_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include "base/file.h"
 #include "daemon/records.h"
 #include "daemon/template_service.h"
 #include "migration/replica_receive.h"
@@ -17,7 +18,8 @@ constexpr std::chrono::seconds kSourceWait{3};  // for a source that may be dead
 
 template <class Limit>
 Status check_range(const char* what, std::uint64_t value, Limit least, Limit most) {
-  if (value == 0 || (value >= static_cast<std::uint64_t>(least) && value <= static_cast<std::uint64_t>(most))) return {};
+  if (value == 0 || (value >= static_cast<std::uint64_t>(least) && value <= static_cast<std::uint64_t>(most)))
+    return {};
   return Error(Errc::kInvalidArgument, fmt::format("{} of {}: between {} and {}", what, value, least, most));
 }
 
@@ -43,7 +45,8 @@ Status check_replicate(const v1::ReplicateRequest& request, bool test_hooks) {
                        migration::kReplicateIntervalMax.count()));
   FVMM_TRY(check_range("a buffer in bytes", request.buffer_bytes(), migration::kCaptureBufferMin,
                        migration::kCaptureBufferMax));
-  FVMM_TRY(check_range("a bandwidth in bytes a second", request.bandwidth_bytes_s(), migration::kBandwidthMin, std::uint64_t{1} << 60));
+  FVMM_TRY(check_range("a bandwidth in bytes a second", request.bandwidth_bytes_s(), migration::kBandwidthMin,
+                       std::uint64_t{1} << 60));
   if (!request.test_hook().empty() && !test_hooks) {
     return Error(Errc::kPermissionDenied, "test hooks need an fvmmd started with --test-hooks");
   }
@@ -53,8 +56,9 @@ Status check_replicate(const v1::ReplicateRequest& request, bool test_hooks) {
 Status ReplicationService::push_base(const VmView& vm, const std::string& to, const Deadline& deadline) const {
   const v1::TemplateRef base = to_info(vm).template_();
   if (base.id().empty()) return {};
-  const auto info = FVMM_TRY(parts_.store.find(FVMM_TRY(Id::from_bytes(base.id())), FVMM_TRY(Id::from_bytes(base.digest()))),
-                             "the VM's template");
+  const auto info =
+      FVMM_TRY(parts_.store.find(FVMM_TRY(Id::from_bytes(base.id())), FVMM_TRY(Id::from_bytes(base.digest()))),
+               "the VM's template");
   FVMM_TRY(push_with_parents(parts_.store, info, FVMM_TRY(parse_peer(to)), deadline, {}));
   return {};
 }
@@ -71,13 +75,28 @@ Result<v1::ReplicaStatus> ReplicationService::start(const v1::ReplicateRequest& 
   v1::WorkerReplicateRequest work;
   *work.mutable_request() = request;
   work.set_from(options_.listen);
+  v1::ReplicaRecord record;
+  record.set_vm(vm.id.raw());
+  record.set_name(request.vm());
+  record.set_peer(request.to());
+  record.set_fencing_token(vm.record.fencing_token());
+  // Durable before the peer has anything: from then on somebody may recover the VM there.
+  FVMM_TRY(replace_file(vm.directory / kReplicaFile, record.SerializeAsString()), "record the replication");
   return WorkerClient(vm.worker->socket()).start_replication(work, deadline);
 }
 
 Result<v1::ReplicaStatus> ReplicationService::stop(const std::string& name) {
   const VmView vm = FVMM_TRY(parts_.registry.find(name));
-  if (!vm.worker) return Error(Errc::kFailedPrecondition, fmt::format("VM {} is not running", name));
-  return WorkerClient(vm.worker->socket()).stop_replication(Deadline::after(kStatusWait));
+  v1::ReplicaStatus last;
+  if (vm.worker) {
+    last = FVMM_TRY(WorkerClient(vm.worker->socket()).stop_replication(Deadline::after(kStatusWait)));
+  } else {
+    last.set_vm(name);
+    last.set_state("stopped");
+    last.set_detail("the VM does not run; its replica is given up");
+  }
+  FVMM_TRY(remove_file(vm.directory / kReplicaFile));
+  return last;
 }
 
 Result<v1::ReplicaStatus> ReplicationService::status(const std::string& name) const {
@@ -122,8 +141,8 @@ Result<v1::RecoverReport> ReplicationService::recover(const v1::RecoverRequest& 
   const auto lost = system_clock().realtime_ns() - static_cast<std::int64_t>(state.clock().realtime_ns());
   report.set_lost_ms(state.clock().realtime_ns() == 0 ? 0 : static_cast<double>(lost) / 1e6);
   report.set_duration_ms(to_ms(std::chrono::steady_clock::now() - accepted));
-  spdlog::info("VM {} recovered from generation {}, fencing token {}, {:.0f} ms lost", request.vm(), report.generation(),
-               recovery.token, report.lost_ms());
+  spdlog::info("VM {} recovered from generation {}, fencing token {}, {:.0f} ms lost", request.vm(),
+               report.generation(), recovery.token, report.lost_ms());
   return report;
 }
 
@@ -132,8 +151,8 @@ void ReplicationService::bind(control::Server& server) {
   server.unary<v1::ReplicateRequest, v1::ReplicaStatus>(
       "fvmm.v1.Replications/Start",
       [this](Call& call, const v1::ReplicateRequest& request) { return start(request, call.deadline()); });
-  server.unary<v1::VmName, v1::ReplicaStatus>("fvmm.v1.Replications/Stop",
-                                              [this](Call&, const v1::VmName& request) { return stop(request.name()); });
+  server.unary<v1::VmName, v1::ReplicaStatus>(
+      "fvmm.v1.Replications/Stop", [this](Call&, const v1::VmName& request) { return stop(request.name()); });
   server.unary<v1::VmName, v1::ReplicaStatus>(
       "fvmm.v1.Replications/Status", [this](Call&, const v1::VmName& request) { return status(request.name()); });
   server.unary<v1::RecoverRequest, v1::RecoverReport>(

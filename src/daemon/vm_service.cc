@@ -29,6 +29,12 @@ Status check_startable(const VmView& vm) {
     default:
       return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}", name, state_text(state)));
   }
+  if (std::error_code ignored; std::filesystem::exists(vm.directory / kReplicaFile, ignored)) {
+    return Error(Errc::kFailedPrecondition,
+                 fmt::format("VM {0} was being replicated, and the peer may have recovered it: look there first; if it "
+                             "does not run there, give the replica up with \"replicate stop {0}\"",
+                             name));
+  }
   const auto session = read_session(vm.directory);
   if (vm.worker || (session && session->outcome() == v1::OUTCOME_OPEN)) {
     return Error(Errc::kFailedPrecondition, fmt::format("VM {0} is not settled: \"migrate resolve {0}\"", name));

@@ -77,6 +77,8 @@ void Worker::register_methods() {
   server_->unary<v1::WorkerTemplateRequest, v1::TemplateInfo>(
       service + "CreateTemplate",
       [this](Call&, const v1::WorkerTemplateRequest& request) { return create_template(request); });
+  server_->unary<v1::WorkerSealRequest, v1::TemplateInfo>(
+      service + "SealWayBack", [this](Call&, const v1::WorkerSealRequest& request) { return seal_way_back(request); });
   server_->unary<v1::PokeRequest, v1::Empty>(service + "Poke",
                                              [this](Call&, const v1::PokeRequest& request) -> Result<v1::Empty> {
                                                FVMM_TRY(poke(request));

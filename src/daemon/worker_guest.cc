@@ -119,7 +119,8 @@ Result<std::unique_ptr<migration::Guest>> Worker::make_replica(const v1::WorkerR
   std::optional<memory::OpenTemplate> pin;
   if (!request.template_directory().empty()) {
     pin = FVMM_TRY(memory::OpenTemplate::open(request.template_directory()));
-    if (pin->info().digest.raw() != hello.template_().digest()) {
+    const bool by_way_back = hello.template_().digest().empty() && pin->info().id.raw() == hello.template_().id();
+    if (!by_way_back && pin->info().digest.raw() != hello.template_().digest()) {
       return Error(Errc::kFailedPrecondition, "template " + pin->info().name + " has another content here");
     }
   }

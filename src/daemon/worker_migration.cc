@@ -21,7 +21,8 @@ Result<Plan> choose_by_delta(migration::Guest& guest, const v1::MigrateRequest& 
   if (guest.machine->paused()) return Plan{migration::Mode::kSuspend, "the VM is paused anyway"};
   FVMM_TRY(guest.machine->dirty().harvest());
   migration::Progress now;
-  now.pages_left = guest.since_base->pending().count();
+  const bool by_way_back = guest.way_back && guest.way_back->peer == wanted.to();
+  now.pages_left = (by_way_back ? guest.way_back->since : guest.since_base)->pending().count();
   now.bytes_per_second = kAssumedBytesPerSecond;
   if (wanted.bandwidth_bytes_s() != 0) {
     now.bytes_per_second = std::min(now.bytes_per_second, static_cast<double>(wanted.bandwidth_bytes_s()));
@@ -44,17 +45,6 @@ Result<Plan> choose_mode(const v1::MigrateRequest& request, migration::Guest& gu
     return Error(Errc::kInvalidArgument, "mode \"" + wanted + "\"; there are auto, suspend, precopy, live");
   }
   return choose_by_delta(guest, request);
-}
-
-// "peer-fail:load" is for the destination, everything else for us.
-Status split_test_hook(const std::string& text, migration::SourceOptions& options) {
-  constexpr std::string_view kPeer = "peer-";
-  if (text.starts_with(kPeer)) {
-    options.peer_test_hook = text.substr(kPeer.size());
-    return {};
-  }
-  options.on_step = FVMM_TRY(migration::parse_step_hook(text));
-  return {};
 }
 
 }  // namespace
@@ -108,7 +98,10 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
   options.allow_throttle = wanted.allow_throttle();
   options.bandwidth_bytes_s = wanted.bandwidth_bytes_s();
   if (wanted.timeout_ms() != 0) options.timeout = std::chrono::milliseconds(wanted.timeout_ms());
-  FVMM_TRY(split_test_hook(options_.test_hooks ? wanted.test_hook() : "", options));
+  if (options_.test_hooks) {
+    options.peer_test_hook = migration::peer_part(wanted.test_hook());
+    if (options.peer_test_hook.empty()) options.on_step = FVMM_TRY(migration::parse_step_hook(wanted.test_hook()));
+  }
   options.on_event = [this, &wanted, &call](const v1::MigrateEvent& event) {
     board_.change([&](v1::WorkerInfo& info) {
       info.set_detail(fmt::format("migrating to {}: round {}, {} pages sent, {} left", wanted.to(), event.round(),
@@ -117,23 +110,23 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
     (void)call.send(event);  // nobody watching is fine
   };
   migration::TcpTransport transport(FVMM_TRY(net::Endpoint::parse(wanted.to())));
-  migration::FileJournal journal(vm_directory_);
-  const auto session = std::make_shared<migration::SourceSession>(guest, std::move(options), transport, journal);
-  {
-    const std::lock_guard lock(session_mutex_);
-    source_ = session;
-  }
-  const ScopeExit forget([this] {
-    const std::lock_guard lock(session_mutex_);
-    source_.reset();
-  });
   board_.change([&](v1::WorkerInfo& info) {
     info.set_detail(fmt::format("migrating to {}", wanted.to()));
     if (info.state() == before) info.set_state(v1::VM_MIGRATING);
   });
-  v1::MigrateResult result = session->run();
+  options.by_way_back = plan.mode != migration::Mode::kPrecopy && guest.way_back && guest.way_back->peer == wanted.to();
+  if (options.by_way_back) options.why_mode = plan.why + "; against what the peer kept of it, the way back";
+  migration::SourceState ended{};
+  v1::MigrateResult result = run_session(guest, options, transport, ended);
+  // What the peer kept for this return is gone, or not sealed yet: the template will do.
+  if (options.by_way_back && result.result() == "aborted" &&
+      result.code() == static_cast<std::uint32_t>(Errc::kNotFound)) {
+    options.by_way_back = false;
+    options.why_mode = plan.why;
+    result = run_session(guest, options, transport, ended);
+  }
   board_.change([&](v1::WorkerInfo& info) {
-    switch (session->state()) {
+    switch (ended) {
       case migration::SourceState::kDone:
         info.set_state(v1::VM_MOVED);
         info.set_moved_to(wanted.to());
@@ -149,6 +142,25 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
         info.set_detail(result.error());
     }
   });
+  return result;
+}
+
+v1::MigrateResult Worker::run_session(migration::Guest& guest, migration::SourceOptions options,
+                                      migration::Transport& transport, migration::SourceState& ended) {
+  const bool on_template = options.mode != migration::Mode::kPrecopy && !guest.base.id().empty();
+  migration::FileJournal journal(vm_directory_);
+  const auto session = std::make_shared<migration::SourceSession>(guest, std::move(options), transport, journal);
+  {
+    const std::lock_guard lock(session_mutex_);
+    source_ = session;
+  }
+  const ScopeExit forget([this] {
+    const std::lock_guard lock(session_mutex_);
+    source_.reset();
+  });
+  v1::MigrateResult result = session->run();
+  ended = session->state();
+  if (ended == migration::SourceState::kDone && on_template) departed_ = {session->id(), session->final_state()};
   return result;
 }
 

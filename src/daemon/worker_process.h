@@ -67,10 +67,13 @@ class Worker {
 
   // worker_template.cc
   Result<v1::TemplateInfo> create_template(const v1::WorkerTemplateRequest& request);
+  Result<v1::TemplateInfo> seal_way_back(const v1::WorkerSealRequest& request);
 
   // worker_migration.cc
   Result<v1::MigrateResult> migrate_guest(migration::Guest& guest, const v1::WorkerMigrateRequest& request,
                                           control::Call& call);
+  v1::MigrateResult run_session(migration::Guest& guest, migration::SourceOptions options,
+                                migration::Transport& transport, migration::SourceState& ended);
   Result<v1::MigrateEvent> migrate(control::Call& call, const v1::WorkerMigrateRequest& request);
   Result<v1::Empty> cancel_migration();
   Result<v1::WorkerInfo> receive(control::Call& call, const v1::WorkerReceiveRequest& request);
@@ -97,6 +100,11 @@ class Worker {
   std::map<std::uint64_t, std::array<std::byte, kPageBytes>> captured_;  // test hook; with the guest in hand
   std::string vm_directory_;                                             // set with the guest
   v1::VmState before_migration_ = v1::VM_RUNNING;                        // with the guest in hand
+  struct Departed {
+    Id session;
+    v1::MachineState state;
+  };
+  std::optional<Departed> departed_;  // with the guest in hand: it has left, against a template that we have
   std::mutex session_mutex_;
   std::shared_ptr<migration::SourceSession> source_;             // session_mutex_; while one is under way
   std::unique_ptr<migration::FileJournal> destination_journal_;  // outlives destination_, which may still be asked

@@ -51,7 +51,10 @@ Result<v1::ReplicaStatus> Worker::start_replication(const v1::WorkerReplicateReq
   }
   migration::ReplicationOptions options = to_options(request.request());
   options.from = request.from();
-  options.on_step = FVMM_TRY(migration::parse_step_hook(options_.test_hooks ? request.request().test_hook() : ""));
+  if (const std::string& hook = request.request().test_hook(); options_.test_hooks) {
+    options.peer_test_hook = migration::peer_part(hook);
+    if (options.peer_test_hook.empty()) options.on_step = FVMM_TRY(migration::parse_step_hook(hook));
+  }
   options.on_fenced = [this, peer = options.peer](migration::Guest& guest) {
     const Status paused = guest.machine->pause();
     if (!paused) spdlog::error("a VM that runs elsewhere could not be paused: {}", paused.error().message());
@@ -89,8 +92,9 @@ Status Worker::check_not_replicated() {
   const std::lock_guard lock(replication_mutex_);
   if (!replication_) return {};
   const std::string name = board_.get().config().name();
-  return Error(Errc::kFailedPrecondition, fmt::format("VM {} is being replicated to {}: end that first (\"replicate stop {}\")",
-                                                      name, replication_->status().to(), name));
+  return Error(Errc::kFailedPrecondition,
+               fmt::format("VM {} is being replicated to {}: end that first (\"replicate stop {}\")", name,
+                           replication_->status().to(), name));
 }
 
 }  // namespace fvmm::daemon

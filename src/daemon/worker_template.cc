@@ -3,12 +3,19 @@
 //   stop   pause ─► state, all pages ─► seal ─► the VM is mapped from its template ─► resume
 //   chase  copy what differs from the VM's template while it runs ─► short pause ─► resume ─► seal; the VM stays mapped
 //          as it is, and counts its delta from the new template on
+//   cow    the same, but the instant is a pause at the start: pages are write-protected, and captured before their
+//   first
+//          later write; anonymous memory and tmpfs only
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include "base/pause_guard.h"
 #include "daemon/worker_process.h"
+#include "memory/instant_copy.h"
+#include "memory/write_protect.h"
 #include "migration/capture.h"
+#include "migration/cow.h"
+#include "migration/replica_receive.h"
 #include "migration/staging.h"
 #include "migration/template_ref.h"
 
@@ -16,6 +23,7 @@ namespace fvmm::daemon {
 namespace {
 
 constexpr std::uint64_t kTemplateChunkPages = 1024;  // 4 MiB a call
+constexpr std::uint32_t kWayBackChainMax = 4;        // generations; then they become one delta
 
 struct Engine {
   std::string name;
@@ -23,17 +31,18 @@ struct Engine {
 };
 
 Result<Engine> choose_engine(const std::string& wanted) {
-  if (wanted == "stop" || wanted == "chase") return Engine{wanted, "asked for"};
+  if (wanted == "stop" || wanted == "chase" || wanted == "cow") return Engine{wanted, "asked for"};
   if (wanted.empty() || wanted == "auto") {
-    return Engine{"chase", "works on every mapping, and pauses only for the pages written last"};
+    return Engine{"chase", "works on every mapping, and no write of the guest ever waits"};
   }
-  return Error(Errc::kUnimplemented, "template engine \"" + wanted + "\" is not reachable yet; use auto, chase or stop");
+  return Error(Errc::kInvalidArgument, "template engine \"" + wanted + "\"; there are auto, cow, chase and stop");
 }
 
 /// One template of one guest, until it is sealed. Owner: the command's thread, with the guest in hand.
 class TemplateOfGuest {
  public:
-  TemplateOfGuest(migration::Guest& guest, const v1::WorkerTemplateRequest& request) : guest_(guest), request_(request) {}
+  TemplateOfGuest(migration::Guest& guest, const v1::WorkerTemplateRequest& request)
+      : guest_(guest), request_(request) {}
 
   Result<v1::TemplateInfo> stop() {
     const auto began = std::chrono::steady_clock::now();
@@ -47,13 +56,15 @@ class TemplateOfGuest {
     return answer(info);
   }
 
-  Result<v1::TemplateInfo> chase() {
+  /// Engines chase and cow.
+  Result<v1::TemplateInfo> running(const std::string& engine) {
     FVMM_TRY(guest_.machine->dirty().harvest());
     auto since = guest_.machine->dirty().add_reader();
     since->put_back(guest_.since_base->pending());
     const auto staged = FVMM_TRY(
         migration::StagedPages::create(request_.store_directory(), guest_.machine->memory().layout().ram_bytes()));
-    const migration::Capture taken = FVMM_TRY(migration::chase(*guest_.machine, *since, *staged));
+    const migration::Capture taken =
+        FVMM_TRY(engine == "cow" ? cow(*since, *staged) : migration::chase(*guest_.machine, *since, *staged));
     answer_.set_pause_ms(to_ms(taken.pause));
     answer_.set_rounds(taken.rounds);
     answer_.set_pause_pages(taken.pause_pages);
@@ -65,6 +76,13 @@ class TemplateOfGuest {
   }
 
  private:
+  // The protection is made for this one capture: without it no write ever waits.
+  Result<migration::Capture> cow(memory::DirtyTracker::Reader& since, migration::PageSink& sink) {
+    auto protect = FVMM_TRY(memory::WriteProtect::create(guest_.machine->memory()), "engine cow");
+    const auto copy = FVMM_TRY(memory::InstantCopy::create(std::move(protect)), "engine cow");
+    return migration::cow(*guest_.machine, since, sink, *copy);
+  }
+
   Result<memory::TemplateWriter> begin_whole(memory::TemplateStore& store) {
     return store.begin({.id = Id{},
                         .name = request_.name(),
@@ -155,11 +173,42 @@ Result<v1::TemplateInfo> Worker::create_template(const v1::WorkerTemplateRequest
   if (held.empty()) return no_guest();
   FVMM_TRY(check_usable(board_.get()));
   TemplateOfGuest work(*held, request);
-  v1::TemplateInfo answer = FVMM_TRY(engine.name == "stop" ? work.stop() : work.chase());
+  v1::TemplateInfo answer = FVMM_TRY(engine.name == "stop" ? work.stop() : work.running(engine.name));
   show(*held);
   answer.set_engine(engine.name);
   answer.set_why_engine(engine.why);
   answer.set_duration_ms(to_ms(std::chrono::steady_clock::now() - began));
+  return answer;
+}
+
+// The VM has left against a template of ours, and the peer counts what it writes from there: with this generation here
+// the way back is as short as that. If it cannot be sealed the way back is against the template, as before.
+Result<v1::TemplateInfo> Worker::seal_way_back(const v1::WorkerSealRequest& request) {
+  GuestSlot::Held held = FVMM_TRY(slot_.take("seal the way back"));
+  if (held.empty() || !departed_ || board_.get().state() != v1::VM_MOVED) {
+    return Error(Errc::kFailedPrecondition, "no VM has left this worker on a template");
+  }
+  migration::Guest& guest = *held;
+  auto store = FVMM_TRY(memory::TemplateStore::open(request.store_directory()));
+  const memory::Bitmap& pages = guest.since_base->pending();
+  memory::TemplateWriter writer = FVMM_TRY(
+      store.begin_delta({.parent = "",
+                         .parent_digest = FVMM_TRY(Id::from_bytes(guest.base.digest()), "the VM's template"),
+                         .id = departed_->session,
+                         .name = memory::generation_name(migration::way_back_line(guest.config), guest.fencing_token),
+                         .generation = guest.fencing_token,
+                         .config = guest.config,
+                         .pages_expected = pages.count()}));
+  for (const memory::PageRange& range : pages.ranges(kTemplateChunkPages)) {
+    FVMM_TRY(writer.add_pages(range.first, guest.machine->memory().pages(range)));
+  }
+  FVMM_TRY(writer.set_machine_state(departed_->state));
+  memory::TemplateInfo info = FVMM_TRY(writer.seal());
+  if (info.chain > kWayBackChainMax) info = FVMM_TRY(store.squash(info.name));
+  v1::TemplateInfo answer;
+  *answer.mutable_ref() = migration::to_ref(info);
+  answer.set_pages(info.pages);
+  answer.set_stored_bytes(info.stored_bytes);
   return answer;
 }
 

@@ -26,8 +26,7 @@ Status link_into(const Chain& chain, const char* from, const StagingDirectory& s
 
 Status lock_for_rewrite(const Chain& chain) {
   const int directory = chain.directory.get();
-  if (::flock(directory, LOCK_EX | LOCK_NB) == 0 &&
-      is_same_directory(directory, chain.layers.front().info.directory)) {
+  if (::flock(directory, LOCK_EX | LOCK_NB) == 0 && is_same_directory(directory, chain.layers.front().info.directory)) {
     return {};
   }
   return Error(Errc::kAborted, "somebody else is folding or removing it");

@@ -11,10 +11,10 @@
 
 namespace fvmm::migration {
 
-inline constexpr std::uint32_t kChaseRoundsMax = 12;     // copies while the guest runs; then it is paused all the same
-inline constexpr std::uint32_t kChasePausesMax = 3;      // pauses that found more than there was room for
-inline constexpr std::uint64_t kChasePausePages = 256;   // so few are left: copying them takes 0.1 ms
-inline constexpr std::uint64_t kChaseRunPages = 256;     // copied at a time
+inline constexpr std::uint32_t kChaseRoundsMax = 12;      // copies while the guest runs; then it is paused all the same
+inline constexpr std::uint32_t kChasePausesMax = 3;       // pauses that found more than there was room for
+inline constexpr std::uint64_t kChasePausePages = 256;    // so few are left: copying them takes 0.1 ms
+inline constexpr std::uint64_t kChaseRunPages = 256;      // copied at a time
 inline constexpr std::uint64_t kReserveSlackPages = 512;  // written between the last look and the pause
 
 /// Where captured pages go, in the order of capture; a page may come again, and the later copy counts.
@@ -35,17 +35,18 @@ class PageSink {
 struct Capture {
   explicit Capture(std::uint64_t guest_pages) : pages(guest_pages) {}
   v1::MachineState state;
-  memory::Bitmap pages;            // all that went to the sink
-  std::uint32_t rounds = 0;        // copies made while the guest ran
-  std::uint64_t pause_pages = 0;   // copied (chase) or armed (cow) while it stood still
-  std::uint64_t faults = 0;        // cow: pages that a writer waited for
+  memory::Bitmap pages;           // all that went to the sink
+  std::uint32_t rounds = 0;       // copies made while the guest ran
+  std::uint64_t pause_pages = 0;  // copied (chase) or armed (cow) while it stood still
+  std::uint64_t faults = 0;       // cow: pages that a writer waited for
   std::chrono::nanoseconds pause{};
-  std::uint64_t realtime_ns = 0;   // of the instant: in the pause
+  std::uint64_t realtime_ns = 0;  // of the instant: in the pause
 };
 
-/// Copies the pages in `since`, then what the guest wrote meanwhile, at memory speed; when little is left, pauses, saves
-/// the state, copies the rest. What the sink holds then is guest memory at one instant. From there on `since` collects
-/// the next generation; on an error it has all its pages back, and the guest runs as before. A paused VM stays paused.
+/// Copies the pages in `since`, then what the guest wrote meanwhile, at memory speed; when little is left, pauses,
+/// saves the state, copies the rest. What the sink holds then is guest memory at one instant. From there on `since`
+/// collects the next generation; on an error it has all its pages back, and the guest runs as before. A paused VM stays
+/// paused.
 /// @param stop  looked at between two runs of pages: kCancelled
 /// Owner: the thread that owns the VM.
 Result<Capture> chase(Machine& machine, memory::DirtyTracker::Reader& since, PageSink& sink,

@@ -20,13 +20,12 @@ Error broken_off() {
 
 Result<std::unique_ptr<CaptureBuffer>> CaptureBuffer::create(std::uint64_t bytes_max) {
   if (bytes_max < kCaptureBufferMin || bytes_max > kCaptureBufferMax) {
-    return Error(Errc::kInvalidArgument,
-                 fmt::format("a buffer of {}: between {} and {}", format_bytes(bytes_max),
-                             format_bytes(kCaptureBufferMin), format_bytes(kCaptureBufferMax)));
+    return Error(Errc::kInvalidArgument, fmt::format("a buffer of {}: between {} and {}", format_bytes(bytes_max),
+                                                     format_bytes(kCaptureBufferMin), format_bytes(kCaptureBufferMax)));
   }
   const std::uint64_t slots = bytes_max / kPageBytes;
-  void* const arena = ::mmap(nullptr, slots * kPageBytes, PROT_READ | PROT_WRITE,
-                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const arena =
+      ::mmap(nullptr, slots * kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (arena == MAP_FAILED) return Error(Errc::kResourceExhausted, "memory for the capture buffer", errno);
   return std::unique_ptr<CaptureBuffer>(new CaptureBuffer(static_cast<std::byte*>(arena), slots));
 }

@@ -67,10 +67,10 @@ class CaptureBuffer final : public PageSink {
   [[nodiscard]] const std::byte* bytes(std::uint32_t slot) const { return arena_ + std::uint64_t{slot} * kPageBytes; }
   void release(std::span<const BufferedPage> pages);
 
-  /// The link is gone, or the end has come: empties the buffer and fails the producer until open() and its next begin(),
-  /// so that half a generation never meets a new link. The pages are not
-  /// lost: the producer's generation fails and gives its pages back, and those of finished generations the session has.
-  /// What the consumer holds stays its own until release().
+  /// The link is gone, or the end has come: empties the buffer and fails the producer until open() and its next
+  /// begin(), so that half a generation never meets a new link. The pages are not lost: the producer's generation fails
+  /// and gives its pages back, and those of finished generations the session has. What the consumer holds stays its own
+  /// until release().
   void break_off();
   void open();
   [[nodiscard]] BufferFigures figures() const;

@@ -158,12 +158,22 @@ Status DestinationSession::load() {
     }
     guest_->since_base->put_back(receivers_[i]->written());
   }
+  note_way_back();
   FVMM_TRY(step("load"));
   FVMM_TRY(guest_->machine->load_state(state_message_.state()), "load state");
   FVMM_TRY(advance(DestinationEvent::kAllLoaded));
   phase_done("load");
   FVMM_TRY(step("prepared"));
   return say(v1::PEER_PREPARED);
+}
+
+// What arrived is what the source will seal, and nothing has been written here yet: the state is loaded after this.
+void DestinationSession::note_way_back() {
+  if (hello_.template_().id().empty() || hello_.from().empty()) return;
+  guest_->way_back.emplace();
+  guest_->way_back->generation = session_;
+  guest_->way_back->peer = hello_.from();
+  guest_->way_back->since = guest_->machine->dirty().add_reader();
 }
 
 Status DestinationSession::wait_for_commit() {

@@ -85,6 +85,7 @@ class DestinationSession {
   Result<DataConnection> next_connection(const Deadline& deadline);
   Status receive_all();
   Status load();
+  void note_way_back();
   Status wait_for_commit();
   Status start();
   void settle();

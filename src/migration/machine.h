@@ -4,7 +4,9 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 
+#include "base/id.h"
 #include "base/result.h"
 #include "memory/dirty.h"
 #include "memory/guest_memory.h"
@@ -37,6 +39,14 @@ class Machine {
   [[nodiscard]] virtual v1::CpuIdentity cpu() const = 0;
 };
 
+/// The memory with which a VM arrived, which the host that it came from keeps as a generation: going back there, only
+/// what was written since has to travel. docs/techniques.md.
+struct WayBack {
+  Id generation;                                        // its id there: the session that brought the VM
+  std::string peer;                                     // HOST:PORT
+  std::unique_ptr<memory::DirtyTracker::Reader> since;  // from before the first entry
+};
+
 /// A VM, who it is, and what its memory is a delta of.
 struct Guest {
   v1::VmConfig config;
@@ -47,6 +57,7 @@ struct Guest {
   // Both die before the machine.
   std::unique_ptr<memory::DirtyTracker::Reader> since_base;        // pages that differ from the base
   std::unique_ptr<memory::DirtyTracker::Reader> since_generation;  // and from the last generation; null: not replicated
+  std::optional<WayBack> way_back;
 };
 
 }  // namespace fvmm::migration

@@ -28,7 +28,7 @@ class Pacer {
   const std::uint64_t rate_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  SteadyTime free_at_{};  // mutex_; when what has passed so far is off the link
+  SteadyTime free_at_{};    // mutex_; when what has passed so far is off the link
   bool cancelled_ = false;  // mutex_
 };
 

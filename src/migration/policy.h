@@ -6,7 +6,7 @@
 
 namespace fvmm::migration {
 
-inline constexpr std::chrono::milliseconds kReplicateInterval{1000};      // when nobody says otherwise
+inline constexpr std::chrono::milliseconds kReplicateInterval{1000};  // when nobody says otherwise
 inline constexpr std::chrono::milliseconds kReplicateIntervalMin{5};
 inline constexpr std::chrono::milliseconds kReplicateIntervalMax{600'000};
 inline constexpr unsigned kLagIntervals = 10;  // the lag allowed when nobody says otherwise

@@ -22,7 +22,8 @@ Error refusal(const v1::PeerMessage& message, const std::string& peer) {
               fmt::format("peer {}: {}", peer, message.reason())};
     }
     default:
-      return {Errc::kDataLoss, fmt::format("peer {}: message {} out of place", peer, v1::PeerKind_Name(message.kind()))};
+      return {Errc::kDataLoss,
+              fmt::format("peer {}: message {} out of place", peer, v1::PeerKind_Name(message.kind()))};
   }
 }
 

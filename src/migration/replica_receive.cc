@@ -16,7 +16,7 @@
 namespace fvmm::migration {
 namespace {
 
-constexpr std::size_t kNameBytes = 48;      // of the VM's name in that of its generations
+constexpr std::size_t kNameBytes = 40;      // of the VM's name in that of its generations
 constexpr std::uint64_t kWritePages = 256;  // to the store at a time
 constexpr std::chrono::seconds kSayWait{10};
 
@@ -41,7 +41,8 @@ class ReplicaReceiver {
     Status status;
     if (host_.unless_recovered([&] { status = work(); })) return status;
     fenced_ = true;
-    return Error(Errc::kAborted, fmt::format("VM {} has been recovered here and runs no longer at its source", hello_.vm().name()));
+    return Error(Errc::kAborted,
+                 fmt::format("VM {} has been recovered here and runs no longer at its source", hello_.vm().name()));
   }
 
   // What the first generation is against must be here, with the same content.
@@ -105,7 +106,8 @@ class ReplicaReceiver {
     }
     parent_ = FVMM_TRY(Id::from_bytes(point.parent_digest()), "parent digest");
     if (parent_ != sealed_ && parent_ != base_) {
-      return Error(Errc::kDataLoss, fmt::format("{} is against {}, which is not the newest here", point.number(), parent_.hex()));
+      return Error(Errc::kDataLoss,
+                   fmt::format("{} is against {}, which is not the newest here", point.number(), parent_.hex()));
     }
     memory::DigestChain chain(parent_, hello_.vm().memory_bytes());
     for (const memory::PageRange& range : pages.ranges(1)) {
@@ -116,8 +118,8 @@ class ReplicaReceiver {
     }
     digest_ = chain.finish();
     if (digest_.raw() == point.digest()) return {};
-    return Error(Errc::kDataLoss, fmt::format("{}: {} pages with digest {}, sent as {} pages with another", point.number(),
-                                              chain.pages(), digest_.hex(), point.pages()));
+    return Error(Errc::kDataLoss, fmt::format("{}: {} pages with digest {}, sent as {} pages with another",
+                                              point.number(), chain.pages(), digest_.hex(), point.pages()));
   }
 
   Result<memory::TemplateWriter> writer(const v1::GenerationPoint& point, std::uint64_t pages) {
@@ -172,7 +174,7 @@ class ReplicaReceiver {
     if (!all) return;
     std::vector<memory::TemplateInfo> ours;
     for (const auto& info : *all) {
-      if (info.config.id() == hello_.vm().id() && memory::is_generation_name(info.name) && info.name != newest) {
+      if (info.config.id() == hello_.vm().id() && info.name.starts_with(line_ + "@") && info.name != newest) {
         ours.push_back(info);
       }
     }
@@ -202,10 +204,14 @@ std::string replica_line(const v1::VmConfig& config) {
   return config.name().substr(0, kNameBytes) + "." + (id ? id->hex().substr(0, 8) : "");
 }
 
+std::string way_back_line(const v1::VmConfig& config) {
+  return replica_line(config) + ".back";
+}
+
 Result<memory::TemplateInfo> newest_generation(const memory::TemplateStore& store, const std::string& vm_id) {
   std::optional<memory::TemplateInfo> newest;
   for (auto& info : FVMM_TRY(store.list())) {
-    if (info.config.id() != vm_id || !memory::is_generation_name(info.name)) continue;
+    if (info.config.id() != vm_id || !info.name.starts_with(replica_line(info.config) + "@")) continue;
     if (!newest || info.generation > newest->generation) newest = std::move(info);
   }
   if (newest) return std::move(*newest);
@@ -217,7 +223,8 @@ Status receive_replica(net::Stream& stream, const v1::PeerHello& hello, const Re
   Status status = receiver.run();
   if (!status && status.error().code() != Errc::kUnavailable) {
     const auto kind = receiver.fenced() ? v1::PEER_FENCED : v1::PEER_REJECTED;
-    (void)net::send_message(stream, net::FrameType::kControl, to_message(kind, status.error()), Deadline::after(kSayWait));
+    (void)net::send_message(stream, net::FrameType::kControl, to_message(kind, status.error()),
+                            Deadline::after(kSayWait));
   }
   return status;
 }

@@ -14,7 +14,7 @@
 
 namespace fvmm::migration {
 
-inline constexpr std::chrono::hours kReplicaIdleMax{1};          // without a generation; then the link is taken for dead
+inline constexpr std::chrono::hours kReplicaIdleMax{1};  // without a generation; then the link is taken for dead
 inline constexpr std::chrono::seconds kReplicaTransferWait{600};  // for the rest of a generation once it has begun
 inline constexpr std::uint32_t kReplicaChainMax = 16;             // deltas on the template; then they become one
 
@@ -26,8 +26,12 @@ struct ReplicaHost {
   StepHook on_step;
 };
 
-/// The name of a VM's generations in the store, without the number: its name, shortened, and the first digits of its id.
+/// The name of a VM's generations in the store, without the number: its name, shortened, and the first digits of its
+/// id.
 std::string replica_line(const v1::VmConfig& config);
+
+/// The same for what a host keeps of a VM that has left, until it comes back.
+std::string way_back_line(const v1::VmConfig& config);
 
 /// The newest sealed generation of the VM with this id (16 bytes). kNotFound when there is none.
 Result<memory::TemplateInfo> newest_generation(const memory::TemplateStore& store, const std::string& vm_id);

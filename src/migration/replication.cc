@@ -125,8 +125,9 @@ void Replication::send_loop() {
     if (!ended) lose_link(ended.error());
     std::unique_lock lock(mutex_);
     if (stopping_ || status_.state() == "fenced") return;
-    pause = status_.generation_sealed() > sealed_before ? kReconnectFirst
-                                                        : std::min<std::chrono::milliseconds>(pause * 2, kReconnectLast);
+    pause = status_.generation_sealed() > sealed_before
+                ? kReconnectFirst
+                : std::min<std::chrono::milliseconds>(pause * 2, kReconnectLast);
     if (changed_.wait_for(lock, pause, [this] { return stopping_; })) return;
     status_.set_reconnects(status_.reconnects() + 1);
   }
@@ -156,6 +157,7 @@ v1::PeerHello Replication::hello() const {
   hello.set_fencing_token(fencing_token_);
   *hello.mutable_cpu() = cpu_;
   hello.set_from(options_.from);
+  hello.set_test_hook(options_.peer_test_hook);
   return hello;
 }
 
@@ -189,8 +191,8 @@ Status Replication::session() {
   return send_items();
 }
 
-// What the peer has sealed decides. A generation whose SEALED was lost on the way counts; what came after it goes again;
-// a peer that has none of ours gets everything that differs from the template.
+// What the peer has sealed decides. A generation whose SEALED was lost on the way counts; what came after it goes
+// again; a peer that has none of ours gets everything that differs from the template.
 Status Replication::agree(const v1::PeerMessage& ready) {
   const std::lock_guard lock(mutex_);
   const auto theirs = Id::from_bytes(ready.generation().digest());

@@ -33,14 +33,14 @@
 
 namespace fvmm::migration {
 
-inline constexpr std::uint64_t kReplicateBuffer = 256 * kMiB;        // when nobody says otherwise
-inline constexpr std::chrono::seconds kReplicaConnectWait{10};       // for connection, Hello and READY
-inline constexpr std::chrono::seconds kReplicaAnswerWait{120};       // for HELD and SEALED: the peer's disk may be slow
-inline constexpr std::chrono::milliseconds kReconnectFirst{100};     // then twice as long each time
+inline constexpr std::uint64_t kReplicateBuffer = 256 * kMiB;     // when nobody says otherwise
+inline constexpr std::chrono::seconds kReplicaConnectWait{10};    // for connection, Hello and READY
+inline constexpr std::chrono::seconds kReplicaAnswerWait{120};    // for HELD and SEALED: the peer's disk may be slow
+inline constexpr std::chrono::milliseconds kReconnectFirst{100};  // then twice as long each time
 inline constexpr std::chrono::seconds kReconnectLast{5};
-inline constexpr std::chrono::milliseconds kPolicyLook{10};          // between two looks at the dirt, at the least
-inline constexpr std::chrono::milliseconds kSenderLook{200};         // between two looks at an idle link
-inline constexpr std::size_t kSendPages = 256;                       // taken from the buffer at a time
+inline constexpr std::chrono::milliseconds kPolicyLook{10};   // between two looks at the dirt, at the least
+inline constexpr std::chrono::milliseconds kSenderLook{200};  // between two looks at an idle link
+inline constexpr std::size_t kSendPages = 256;                // taken from the buffer at a time
 
 struct ReplicationOptions {
   std::string peer;  // HOST:PORT, for status and errors
@@ -48,6 +48,7 @@ struct ReplicationOptions {
   ReplicationPolicy policy;
   std::uint64_t buffer_bytes = kReplicateBuffer;
   std::uint64_t bandwidth_bytes_s = 0;
+  std::string peer_test_hook;  // travels in the Hello
   StepHook on_step;
   /// Somebody has recovered the VM at the peer: it must not run here any more. With the guest in hand.
   std::function<void(Guest&)> on_fenced;
@@ -116,21 +117,21 @@ class Replication {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  v1::ReplicaStatus status_;           // mutex_; what is counted elsewhere is filled in by status()
-  bool stopping_ = false;              // mutex_
-  bool connected_ = false;             // mutex_
-  bool start_over_ = false;            // mutex_; the next generation holds all that differs from the template
-  std::optional<memory::Bitmap> lost_;  // mutex_; pages of generations that were never sealed
-  std::deque<Point> in_flight_;        // mutex_; at most kInFlightMax
-  std::uint64_t next_number_ = 1;      // mutex_
-  SteadyTime last_instant_{};          // mutex_; of the newest captured generation
-  SteadyTime sealed_instant_{};        // mutex_; of the newest sealed one
+  v1::ReplicaStatus status_;               // mutex_; what is counted elsewhere is filled in by status()
+  bool stopping_ = false;                  // mutex_
+  bool connected_ = false;                 // mutex_
+  bool start_over_ = false;                // mutex_; the next generation holds all that differs from the template
+  std::optional<memory::Bitmap> lost_;     // mutex_; pages of generations that were never sealed
+  std::deque<Point> in_flight_;            // mutex_; at most kInFlightMax
+  std::uint64_t next_number_ = 1;          // mutex_
+  SteadyTime last_instant_{};              // mutex_; of the newest captured generation
+  SteadyTime sealed_instant_{};            // mutex_; of the newest sealed one
   std::chrono::nanoseconds round_trip_{};  // mutex_
-  std::uint64_t dirty_pages_ = 0;      // mutex_; since the last generation, as far as harvested
-  memory::Digest sealed_;              // mutex_; of the newest generation that the peer has sealed; at first the template's
+  std::uint64_t dirty_pages_ = 0;          // mutex_; since the last generation, as far as harvested
+  memory::Digest sealed_;  // mutex_; of the newest generation that the peer has sealed; at first the template's
 
   std::mutex stream_mutex_;
-  std::unique_ptr<net::Stream> stream_;                              // stream_mutex_ while set; else the sender's
+  std::unique_ptr<net::Stream> stream_;                               // stream_mutex_ while set; else the sender's
   std::vector<std::pair<memory::PageIndex, memory::Digest>> hashes_;  // the sender's; of the generation under way
   std::thread capturing_;
   std::thread sending_;

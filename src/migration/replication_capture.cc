@@ -39,11 +39,11 @@ bool Replication::wait_until_due() {
     status_.set_interval_ms(static_cast<std::uint32_t>(std::chrono::ceil<std::chrono::milliseconds>(interval).count()));
     const bool looks = connected_ && options_.policy.dirty_pages_max != 0;
     auto wait = interval > now.since_instant ? interval - now.since_instant : interval;
-    if (looks) wait = std::min<std::chrono::nanoseconds>(wait, std::max<std::chrono::nanoseconds>(interval / 8, kPolicyLook));
+    if (looks)
+      wait = std::min<std::chrono::nanoseconds>(wait, std::max<std::chrono::nanoseconds>(interval / 8, kPolicyLook));
     const auto seen = in_flight_.size();
     const bool connected = connected_;
-    changed_.wait_for(lock, wait,
-                      [&] { return stopping_ || connected_ != connected || in_flight_.size() < seen; });
+    changed_.wait_for(lock, wait, [&] { return stopping_ || connected_ != connected || in_flight_.size() < seen; });
     if (!looks || stopping_) continue;
     lock.unlock();
     (void)with_guest_([this](Guest& guest) { return look(guest); });  // a busy guest is looked at the next time
@@ -63,10 +63,11 @@ Status Replication::look(Guest& guest) {
 Status Replication::give_back(Guest& guest) {
   const std::lock_guard lock(mutex_);
   if (start_over_ && guest.base.digest() != base_.digest()) {
-    return Error(Errc::kFailedPrecondition,
-                 fmt::format("VM {} has got a new template meanwhile, and the peer needs everything: stop the replication "
-                             "and start it again",
-                             config_.name()));
+    return Error(
+        Errc::kFailedPrecondition,
+        fmt::format("VM {} has got a new template meanwhile, and the peer needs everything: stop the replication "
+                    "and start it again",
+                    config_.name()));
   }
   if (lost_) guest.since_generation->put_back(*lost_);
   lost_.reset();

@@ -34,6 +34,7 @@ SourceSession::SourceSession(Guest& guest, SourceOptions options, Transport& tra
       began_(std::chrono::steady_clock::now()),
       phase_began_(began_),
       pacer_(options_.bandwidth_bytes_s) {
+  FVMM_CHECK(!options_.by_way_back || (guest_.way_back && options_.mode != Mode::kPrecopy), "there is a way back");
   options_.connections = std::clamp(options_.connections, 1U, kConnectionsMax);
 }
 
@@ -77,10 +78,15 @@ Status SourceSession::step(std::string_view name) {
   return options_.on_step ? options_.on_step(name) : Status{};
 }
 
+// What the peer's copy lacks.
+const memory::Bitmap& SourceSession::delta() const {
+  return options_.by_way_back ? guest_.way_back->since->pending() : guest_.since_base->pending();
+}
+
 // What is known to differ already. Only a delta is worth a hint: a full copy fills everything anyway.
 void SourceSession::hint(v1::PeerHello& hello) const {
   if (options_.mode == Mode::kPrecopy) return;
-  const auto ranges = guest_.since_base->pending().ranges(kShardPages);
+  const auto ranges = delta().ranges(kShardPages);
   for (std::size_t i = 0; i < std::min(ranges.size(), kHintRangesMax); ++i) {
     hello.add_expected(ranges[i].first);
     hello.add_expected(ranges[i].count);
@@ -96,6 +102,11 @@ v1::PeerHello SourceSession::hello() const {
   *hello.mutable_vm() = guest_.config;
   hello.set_mode(std::string(to_string(options_.mode)));
   if (options_.mode != Mode::kPrecopy) *hello.mutable_template_() = guest_.base;  // precopy is a copy of everything
+  if (options_.by_way_back) {
+    hello.mutable_template_()->set_id(guest_.way_back->generation.raw());
+    hello.mutable_template_()->clear_digest();  // known to the peer alone, which has sealed it since
+    hello.mutable_template_()->clear_name();
+  }
   hello.set_fencing_token(guest_.fencing_token + 1);
   *hello.mutable_cpu() = guest_.machine->cpu();
   hello.set_from(options_.from);

@@ -57,6 +57,7 @@ struct SourceOptions {
   unsigned connections = 1;
   std::chrono::microseconds max_downtime{5000};
   std::chrono::milliseconds timeout{60'000};
+  bool by_way_back = false;             // against the generation that the peer kept when the VM came from there
   bool allow_throttle = false;          // hold the guest back when it dirties faster than the link carries
   std::uint64_t bandwidth_bytes_s = 0;  // over all connections, also in the pause; 0: no limit
   std::string peer_test_hook;           // travels in the Hello
@@ -82,6 +83,8 @@ class SourceSession {
   /// Before COMMIT ends the session as aborted; after it has no effect. Thread: any.
   void cancel();
   [[nodiscard]] const Id& id() const { return session_; }
+  /// After kDone: the state that left, for the generation that is kept for the way back.
+  [[nodiscard]] const v1::MachineState& final_state() const { return final_state_; }
 
  private:
   Status connect();
@@ -104,6 +107,7 @@ class SourceSession {
   Status write_record(v1::SessionOutcome outcome);
   void hint(v1::PeerHello& hello) const;
   v1::PeerHello hello() const;
+  [[nodiscard]] const memory::Bitmap& delta() const;
   void progress(std::string_view phase, const Progress& now);
   void phase_done(std::string_view name);
   v1::MigrateResult report(const Status& status);
@@ -134,6 +138,7 @@ class SourceSession {
   double duration_ms_ = 0;
   std::vector<v1::Phase> phases_;
   std::unique_ptr<memory::DirtyTracker::Reader> round_;
+  v1::MachineState final_state_;
   std::mutex streams_mutex_;                        // cancel() against connect(): guards the two below
   std::unique_ptr<net::Stream> control_;            // streams_mutex_ while set
   std::vector<std::unique_ptr<net::Stream>> data_;  // streams_mutex_ while growing

@@ -65,7 +65,7 @@ Status SourceSession::send_pages(const memory::Bitmap& pages) {
 // Live: what differs from the template. Precopy: everything. Pages that the guest writes from here on come in `round_`.
 memory::Bitmap SourceSession::first_round() {
   round_ = guest_.machine->dirty().add_reader();
-  if (options_.mode == Mode::kLive) return guest_.since_base->pending();
+  if (options_.mode == Mode::kLive) return delta();
   memory::Bitmap all(guest_.machine->memory().layout().pages());
   all.set_all();
   return all;
@@ -166,7 +166,7 @@ Status SourceSession::stop_and_copy() {
   phase_done("save");
   FVMM_TRY(step("harvest"));
   FVMM_TRY(machine.dirty().harvest());
-  const memory::Bitmap& left = round_ ? round_->pending() : guest_.since_base->pending();
+  const memory::Bitmap& left = round_ ? round_->pending() : delta();
   phase_done("harvest");
   FVMM_TRY(step("pages"));
   FVMM_TRY(send_pages(left));
@@ -178,6 +178,7 @@ Status SourceSession::stop_and_copy() {
   *message.mutable_state()->mutable_config() = guest_.config;
   const Deadline wait = deadline_.sooner(options_.waits.answer);
   FVMM_TRY(say(message, wait), "send STATE");
+  final_state_ = std::move(*message.mutable_state());
   phase_done("state");
   FVMM_TRY(step("prepared"));
   FVMM_TRY(expect(v1::PEER_PREPARED, wait), "waiting for PREPARED");

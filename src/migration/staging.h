@@ -9,11 +9,12 @@
 
 namespace fvmm::migration {
 
-/// A PageSink that holds the newest copy of each page, in page cache that the kernel may write out: a capture needs disk
-/// for what it captures, and no memory that could run out. Owner: one thread.
+/// A PageSink that holds the newest copy of each page, in page cache that the kernel may write out: a capture needs
+/// disk for what it captures, and no memory that could run out. Owner: one thread.
 class StagedPages final : public PageSink {
  public:
-  /// @param directory    on a filesystem with O_TMPFILE (ext4, xfs, btrfs, tmpfs); nothing is left there, whatever happens
+  /// @param directory    on a filesystem with O_TMPFILE (ext4, xfs, btrfs, tmpfs); nothing is left there, whatever
+  /// happens
   /// @param guest_bytes  size of guest RAM
   static Result<std::unique_ptr<StagedPages>> create(const std::filesystem::path& directory, std::uint64_t guest_bytes);
   ~StagedPages() override;

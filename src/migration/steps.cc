@@ -30,4 +30,9 @@ Result<StepHook> parse_step_hook(std::string_view text) {
   });
 }
 
+std::string peer_part(const std::string& text) {
+  constexpr std::string_view kPeer = "peer-";
+  return text.starts_with(kPeer) ? text.substr(kPeer.size()) : std::string();
+}
+
 }  // namespace fvmm::migration

@@ -17,6 +17,9 @@ inline constexpr std::chrono::seconds kStepDelay{2};  // long enough for a test 
 /// production.
 using StepHook = std::function<Status(std::string_view step)>;
 
+/// "peer-fail:load" is for the other side and is returned without its prefix; everything else is for this one: empty.
+std::string peer_part(const std::string& text);
+
 /// Hook from its text: "fail:STEP" (the step fails), "kill:STEP" (SIGKILL to this process), "stall:STEP" (waits 1 h in
 /// slices, for tests of deadlines elsewhere), "delay:STEP" (waits kStepDelay, then goes on). kInvalidArgument for
 /// another text. Empty text: no hook.

@@ -220,19 +220,6 @@ TEST_F(PeerTest, ATemplateOfTheSameNameAndAnotherIdentityIsInTheWay) {
   EXPECT_EQ(peer.ctl({"template", "verify", "base"}).code, 0);
 }
 
-TEST_F(PeerTest, ATemplateThatThePeerLacksIsSaidToBePushedFirst) {
-  Host& peer = cluster().add("B");
-  ASSERT_TRUE(boot_workload(host(), "web"));
-  ASSERT_EQ(host().ctl({"template", "create", "base", "--from", "web"}).code, 0);
-
-  const Ctl migrated = host().ctl({"migrate", "web", "--to", peer.listen(), "--mode", "suspend"});
-
-  EXPECT_EQ(migrated.code, 1) << migrated;
-  EXPECT_NE(migrated.err.find("template push base"), std::string::npos) << migrated;
-  EXPECT_TRUE(host().verified_after_now("web"));
-  expect_nothing_left(peer, "web");
-}
-
 TEST_F(PeerTest, ASourceThatGoesAwayAfterReadyLeavesNoReplica) {
   Host& peer = cluster().add("B");
   ASSERT_TRUE(boot_workload(host(), "web"));

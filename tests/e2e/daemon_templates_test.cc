@@ -198,5 +198,69 @@ TEST_F(TemplatesTest, ATemplateOfACloneIsWholeWithoutTheOneItCameFrom) {
   EXPECT_TRUE(host().verified_after_now("copy"));
 }
 
+/// Each engine, of a guest under load: what it made is one instant, and the guest runs on upon it.
+class EngineTest : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EngineTest, ATemplateOfARunningGuestIsOneInstantAndItsDeltaCountsFromThere) {
+  FVMM_NEEDS_KVM();
+  Cluster cluster;
+  Host& host = cluster.add("A");
+  Host& peer = cluster.add("B");
+  ASSERT_TRUE(boot_workload(host, "web", "64M", "seed=7 ws=8 rate=20000"));
+  for (const std::string name : {"t1", "t2"}) {
+    const Ctl made = host.ctl({"template", "create", name, "--from", "web", "--engine", GetParam()});
+    if (name == "t2" && std::string(GetParam()) == "stop") {
+      EXPECT_EQ(made.text("kind"), "base") << made;
+    } else if (name == "t2") {
+      EXPECT_EQ(made.text("kind"), "delta") << made;
+      EXPECT_EQ(made.text("parent"), "t1") << made;
+    }
+    ASSERT_EQ(made.code, 0) << made;
+    EXPECT_EQ(made.text("engine"), GetParam());
+    EXPECT_GT(made.number("pause_ms"), 0);
+    EXPECT_TRUE(host.ctl({"template", "verify", name}).at("good").as_bool());
+    ASSERT_EQ(host.ctl({"vm", "clone", name + "-copy", "--template", name, "--start"}).code, 0);
+    EXPECT_TRUE(host.verified_after_now(name + "-copy"));
+    EXPECT_TRUE(host.verified_after_now("web"));
+    ASSERT_EQ(host.ctl({"vm", "stop", name + "-copy"}).code, 0);
+  }
+  const Ctl pushed = host.ctl({"template", "push", "t2", "--to", peer.listen()});
+  ASSERT_EQ(pushed.code, 0) << pushed;
+  const Ctl moved = host.ctl({"migrate", "web", "--to", peer.listen(), "--mode", "live", "--max-downtime", "100ms"});
+  ASSERT_EQ(moved.code, 0) << moved;
+  EXPECT_EQ(moved.text("template"), "t2");
+  EXPECT_TRUE(peer.verified_after_now("web"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, EngineTest, ::testing::Values("stop", "chase", "cow"),
+                         [](const auto& engine) { return std::string(engine.param); });
+
+TEST(TemplateChainTest, FoldMakesItWholeAndRemovalFollowsTheChain) {
+  FVMM_NEEDS_KVM();
+  Cluster cluster;
+  Host& host = cluster.add("A");
+  Host& peer = cluster.add("B");
+  ASSERT_TRUE(boot_workload(host, "web"));
+  ASSERT_EQ(host.ctl({"template", "create", "t1", "--from", "web"}).code, 0);
+  ASSERT_EQ(host.ctl({"template", "create", "t2", "--from", "web"}).code, 0);
+  ASSERT_EQ(host.ctl({"vm", "stop", "web"}).code, 0);
+  const Ctl refused = host.ctl({"template", "rm", "t1"});
+  EXPECT_EQ(refused.code, 1) << refused;
+  EXPECT_NE(refused.err.find("t2"), std::string::npos) << refused;
+  const std::string digest = Host::text(host.ctl({"template", "show", "t2"}).at("ref").as_object(), "digest");
+  const Ctl folded = host.ctl({"template", "fold", "t2"});
+  ASSERT_EQ(folded.code, 0) << folded;
+  EXPECT_EQ(folded.text("kind"), "base");
+  EXPECT_EQ(Host::text(folded.at("ref").as_object(), "digest"), digest) << "a fold keeps the digest";
+  EXPECT_EQ(host.ctl({"template", "rm", "t1"}).code, 0);
+  EXPECT_TRUE(host.ctl({"template", "verify", "t2"}).at("good").as_bool());
+  const Ctl pushed = host.ctl({"template", "push", "t2", "--to", peer.listen()});
+  ASSERT_EQ(pushed.code, 0) << pushed;
+  EXPECT_EQ(Host::text(peer.ctl({"template", "show", "t2"}).at("ref").as_object(), "digest"), digest);
+  EXPECT_TRUE(peer.ctl({"template", "verify", "t2"}).at("good").as_bool());
+  ASSERT_EQ(peer.ctl({"vm", "clone", "copy", "--template", "t2", "--start"}).code, 0);
+  EXPECT_TRUE(peer.verified_after_now("copy"));
+}
+
 }  // namespace
 }  // namespace fvmm::test

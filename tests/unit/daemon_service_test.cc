@@ -302,7 +302,7 @@ TEST_F(ServiceTest, TemplateIsTakenByTheWorkerOfARunningVmOnly) {
     return info;
   };
   EXPECT_EQ(templates_->create(create, soon())->ref().name(), "t1");
-  create.set_engine("cow");
+  create.set_engine("teleport");
   EXPECT_EQ(templates_->create(create, soon()).error().code(), Errc::kInvalidArgument);
   create.set_engine("");
   ASSERT_TRUE(vms_->stop("web1"));

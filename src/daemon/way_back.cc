@@ -1,0 +1,60 @@
+#include "daemon/way_back.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "daemon/call_worker.h"
+#include "daemon/spawner.h"
+#include "migration/replica_receive.h"
+
+namespace fvmm::daemon {
+
+WayBacks::~WayBacks() {
+  const std::lock_guard lock(mutex_);
+  for (Sealing& one : sealing_) {
+    if (!one.done) end_worker(*one.worker);
+    one.thread.join();
+  }
+}
+
+void WayBacks::begin(std::shared_ptr<WorkerProcess> worker, const v1::VmConfig& config) {
+  const std::lock_guard lock(mutex_);
+  std::erase_if(sealing_, [](Sealing& one) {
+    if (!one.done) return false;
+    one.thread.join();
+    return true;
+  });
+  if (sealing_.size() >= kSealingMax) return end_worker(*worker);
+  Sealing& one = sealing_.emplace_back();
+  one.worker = std::move(worker);
+  one.thread = std::thread([this, &one, config] {
+    seal(*one.worker, config);
+    end_worker(*one.worker);
+    one.done = true;
+  });
+}
+
+// Nobody waits for this, and nothing depends on it: without the generation the way back is against the template.
+void WayBacks::seal(const WorkerProcess& worker, const v1::VmConfig& config) {
+  v1::WorkerSealRequest request;
+  request.set_store_directory(store_.directory().string());
+  const auto sealed = WorkerClient(worker.socket()).seal_way_back(request, Deadline::after(kSealWait));
+  if (!sealed) {
+    spdlog::info("no generation is kept of VM {}: {}", config.name(), sealed.error().message());
+    return;
+  }
+  spdlog::info("VM {} may come back to {}: {} pages kept", config.name(), sealed->ref().name(), sealed->pages());
+  const auto all = store_.list();
+  if (!all) return;
+  std::vector<memory::TemplateInfo> older;
+  for (const auto& info : *all) {
+    const bool same = info.config.id() == config.id() && info.name.starts_with(migration::way_back_line(config) + "@");
+    if (same && info.generation < sealed->ref().generation()) older.push_back(info);
+  }
+  std::ranges::sort(older, std::greater(), &memory::TemplateInfo::generation);
+  for (const auto& info : older) (void)store_.remove(info.name);  // refused while something lies on it or maps it
+}
+
+}  // namespace fvmm::daemon
