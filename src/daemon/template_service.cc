@@ -9,6 +9,7 @@
 
 #include "daemon/call_worker.h"
 #include "daemon/checks.h"
+#include "migration/replica_receive.h"
 
 namespace fvmm::daemon {
 
@@ -79,8 +80,17 @@ Result<v1::VerifyReport> TemplateService::verify(const std::string& name) const 
   return out;
 }
 
+// What is kept for the way back of VMs that have left is worth less than the wish to remove its template.
 Status TemplateService::remove(const std::string& name) {
-  return store_.remove(name);
+  Status removed = store_.remove(name);
+  if (removed || removed.error().code() != Errc::kFailedPrecondition) return removed;
+  auto all = FVMM_TRY(store_.list());
+  std::ranges::sort(all, std::greater(), &memory::TemplateInfo::generation);
+  bool gone = false;
+  for (const auto& info : all) {
+    if (info.name.starts_with(migration::way_back_line(info.config) + "@")) gone |= store_.remove(info.name).ok();
+  }
+  return gone ? store_.remove(name) : removed;
 }
 
 Result<v1::TemplateInfo> TemplateService::import(const v1::ImportRequest& request) {

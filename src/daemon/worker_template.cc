@@ -61,6 +61,8 @@ class TemplateOfGuest {
     FVMM_TRY(guest_.machine->dirty().harvest());
     auto since = guest_.machine->dirty().add_reader();
     since->put_back(guest_.since_base->pending());
+    auto store = FVMM_TRY(memory::TemplateStore::open(request_.store_directory()));
+    memory::TemplateWriter writer = FVMM_TRY(begin_captured(store, since->pending().count()));  // room for it, first
     const auto staged = FVMM_TRY(
         migration::StagedPages::create(request_.store_directory(), guest_.machine->memory().layout().ram_bytes()));
     const migration::Capture taken =
@@ -68,7 +70,7 @@ class TemplateOfGuest {
     answer_.set_pause_ms(to_ms(taken.pause));
     answer_.set_rounds(taken.rounds);
     answer_.set_pause_pages(taken.pause_pages);
-    const memory::TemplateInfo info = FVMM_TRY(write_captured(taken, *staged));
+    const memory::TemplateInfo info = FVMM_TRY(write_captured(writer, taken, *staged));
     // From the instant on `since` has collected: the delta of the new template. Until here the old one stood.
     FVMM_TRY(adopt(info));
     guest_.since_base = std::move(since);
@@ -108,18 +110,19 @@ class TemplateOfGuest {
   }
 
   // On the zero template a base, else a delta over what the VM runs on.
-  Result<memory::TemplateInfo> write_captured(const migration::Capture& taken, const migration::StagedPages& staged) {
-    auto store = FVMM_TRY(memory::TemplateStore::open(request_.store_directory()));
-    memory::TemplateWriter writer = FVMM_TRY(
-        guest_.base.id().empty()
-            ? begin_whole(store)
-            : store.begin_delta({.parent = "",
-                                 .parent_digest = FVMM_TRY(Id::from_bytes(guest_.base.digest()), "the VM's template"),
-                                 .id = Id{},
-                                 .name = request_.name(),
-                                 .generation = guest_.base.generation() + 1,
-                                 .config = guest_.config,
-                                 .pages_expected = taken.pages.count()}));
+  Result<memory::TemplateWriter> begin_captured(memory::TemplateStore& store, std::uint64_t pages) {
+    if (guest_.base.id().empty()) return begin_whole(store);
+    return store.begin_delta({.parent = "",
+                              .parent_digest = FVMM_TRY(Id::from_bytes(guest_.base.digest()), "the VM's template"),
+                              .id = Id{},
+                              .name = request_.name(),
+                              .generation = guest_.base.generation() + 1,
+                              .config = guest_.config,
+                              .pages_expected = pages});
+  }
+
+  static Result<memory::TemplateInfo> write_captured(memory::TemplateWriter& writer, const migration::Capture& taken,
+                                                     const migration::StagedPages& staged) {
     for (const memory::PageRange& range : taken.pages.ranges(kTemplateChunkPages)) {
       FVMM_TRY(writer.add_pages(range.first, staged.pages(range)));
     }

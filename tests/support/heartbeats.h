@@ -38,13 +38,12 @@ inline std::vector<Heartbeat> heartbeats(const std::string& serial) {
   std::vector<Heartbeat> beats;
   std::istringstream lines(serial.substr(0, serial.rfind('\n') + 1));
   for (std::string line; std::getline(lines, line);) {
-    if (!line.starts_with("HB ") || !field(line, "ms")) continue;  // a line cut by a move starts on the other host
-    beats.push_back({.n = field(line, "n").value_or(0),
-                     .step = field(line, "step").value_or(0),
-                     .sweeps = field(line, "sweeps").value_or(0),
-                     .sweep_step = field(line, "sweep_step").value_or(0),
-                     .pages = field(line, "pages").value_or(0),
-                     .errors = field(line, "errors").value_or(1)});
+    if (!line.starts_with("HB ")) continue;
+    const auto n = field(line, "n"), step = field(line, "step"), sweeps = field(line, "sweeps");
+    const auto sweep_step = field(line, "sweep_step"), pages = field(line, "pages"), errors = field(line, "errors");
+    // A move cuts a line between two hosts, and the next one joins its halves with what was printed elsewhere.
+    if (!n || !step || !sweeps || !sweep_step || !pages || !errors || !field(line, "ms")) continue;
+    beats.push_back({*n, *step, *sweeps, *sweep_step, *pages, *errors});
   }
   return beats;
 }

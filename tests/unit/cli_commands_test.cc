@@ -250,10 +250,12 @@ TEST_F(CliCommands, MigrateJsonIsOneObjectAndProgressGoesToStandardError) {  // 
   answer(event);
   const Ran ran = run({"--output", "json", "migrate", "web1", "--to", "h:1"});
   EXPECT_EQ(ran.code, kDone);
-  EXPECT_EQ(ran.out,
-            "{\"result\":\"completed\",\"mode\":\"suspend\",\"duration_ms\":12.5,\"downtime_ms\":1.25,\"setup_ms\":3,"
-            "\"rounds\":1,\"pages_sent\":100,\"bytes_sent\":409600,\"template\":\"base\",\"generation\":2,"
-            "\"phases\":{\"pause\":0.5},\"error\":\"\",\"why_mode\":\"asked for\",\"teardown_ms\":20}\n");
+  EXPECT_EQ(
+      ran.out,
+      "{\"result\":\"completed\",\"mode\":\"suspend\",\"duration_ms\":12.5,\"downtime_ms\":1.25,\"setup_ms\":3,"
+      "\"rounds\":1,\"pages_sent\":100,\"bytes_sent\":409600,\"template\":\"base\",\"generation\":2,"
+      "\"phases\":{\"pause\":0.5},\"error\":\"\",\"why_mode\":\"asked for\",\"way_back\":\"\",\"throttle_percent\":0,"
+      "\"template_push_ms\":0,\"template_push_bytes\":0,\"teardown_ms\":20}\n");
   EXPECT_EQ(ran.err, "migrate web1: rounds, round 1\n");
 }
 

@@ -120,7 +120,7 @@ TEST_F(WriteProtectTest, AbandonedItHoldsNobodyBack) {
 }
 
 TEST_F(WriteProtectTest, AFileOnDiskIsRefusedAndResidentMemoryIsNot) {
-  const testing::TempDir dir(FVMM_SOURCE_DIR "/build");  // /tmp may be a tmpfs
+  const testing::TempDir dir(FVMM_BIN_DIR);  // /tmp may be a tmpfs
   const UniqueFd disk = *open_file(dir.path() / "memory", O_RDWR | O_CREAT);
   const UniqueFd resident(::memfd_create("template", MFD_CLOEXEC));
   for (const int file : {disk.get(), resident.get()}) ASSERT_EQ(::ftruncate(file, static_cast<off_t>(kRam)), 0);
