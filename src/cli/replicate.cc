@@ -32,7 +32,8 @@ void print_status(std::ostream& out, const v1::ReplicaStatus& status) {
       {"sent", format_bytes(status.bytes_sent())},
       {"buffer", fmt::format("{} of {}, full {} times, {:.1f} ms waited", format_bytes(status.buffer_bytes()),
                              format_bytes(status.buffer_bytes_max()), status.buffer_waits(), status.buffer_wait_ms())},
-      {"lag", fmt::format("{:.1f} ms, {} pages{}", status.lag_ms(), status.lag_pages(), status.lagging() ? ", LAGGING" : "")},
+      {"lag",
+       fmt::format("{:.1f} ms, {} pages{}", status.lag_ms(), status.lag_pages(), status.lagging() ? ", LAGGING" : "")},
       {"interval", fmt::format("{} ms", status.interval_ms())},
       {"pause", fmt::format("{:.2f} ms, worst {:.2f} ms", status.pause_ms(), status.pause_ms_max())},
       {"reconnects", of(status.reconnects())}};
@@ -69,7 +70,8 @@ void add_start(CLI::App& parent, Chosen& chosen) {
   CLI::App& command = *parent.add_subcommand("start", "Keep a peer supplied with generations of a running VM");
   command.add_option("VM", options->vm, "VM")->required();
   command.add_option("--to", options->to, "Peer, HOST:PORT")->required();
-  command.add_option("--interval", options->interval, "Between two generations (1s); longer where link or peer need it");
+  command.add_option("--interval", options->interval,
+                     "Between two generations (1s); longer where link or peer need it");
   command.add_option("--dirty-pages", options->dirty_pages, "Take one early when so many pages differ");
   command.add_option("--max-lag", options->lag_max, "Say LAGGING when the newest sealed one is older (10 intervals)");
   command.add_option("--buffer", options->buffer, "Captured pages that may wait for the link (256M)");
@@ -99,7 +101,8 @@ void add_by_name(CLI::App& parent, Chosen& chosen, const char* verb, const char*
 
 void add_recover(CLI::App& parent, Chosen& chosen) {
   auto options = std::make_shared<Options>();
-  CLI::App& command = *parent.add_subcommand("recover", "Start a VM here, at the peer, from its newest sealed generation");
+  CLI::App& command =
+      *parent.add_subcommand("recover", "Start a VM here, at the peer, from its newest sealed generation");
   command.add_option("VM", options->vm, "VM, by the name it has at its source")->required();
   command.add_flag("--source-is-dead", options->source_is_dead,
                    "You know that it no longer runs there; needed when its source does not answer");
@@ -110,8 +113,9 @@ void add_recover(CLI::App& parent, Chosen& chosen) {
       request.set_source_is_dead(options->source_is_dead);
       v1::RecoverReport answer;
       return session.call("fvmm.v1.Replications/Recover", request, answer, kCallTimeout, [&] {
-        session.out() << fmt::format("{}: runs here from generation {} ({}), {:.0f} ms lost, took {:.1f} ms\n", options->vm,
-                                     answer.generation(), answer.template_(), answer.lost_ms(), answer.duration_ms());
+        session.out() << fmt::format("{}: runs here from generation {} ({}), {:.0f} ms lost, took {:.1f} ms\n",
+                                     options->vm, answer.generation(), answer.template_(), answer.lost_ms(),
+                                     answer.duration_ms());
       });
     };
   });

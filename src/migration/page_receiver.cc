@@ -23,6 +23,10 @@ Status PageReceiver::run(const Deadline& deadline) {
     }
     counters_.bytes += bytes.size();
     if (header.type == net::FrameType::kEnd) return {};
+    if (header.type == net::FrameType::kSync) {  // all that came before has been received into guest memory
+      FVMM_TRY(stream_.send(bytes, deadline), "answer the sender");
+      continue;
+    }
     if (header.type != net::FrameType::kPages) {
       return Error(Errc::kDataLoss, fmt::format("frame type {} on a data connection", static_cast<int>(header.type)));
     }

@@ -102,6 +102,21 @@ Status PageSender::ship(const Deadline& deadline) {
   return {};
 }
 
+Status PageSender::ask_sync(const Deadline& deadline) {
+  std::array<std::byte, net::kFrameHeaderBytes> header{};
+  net::encode({.type = net::FrameType::kSync, .entries = 0, .payload_bytes = 0, .sequence = counters_.frames}, header);
+  counters_.bytes += header.size();
+  return stream_.send(header, deadline);
+}
+
+Status PageSender::synced(const Deadline& deadline) {
+  std::array<std::byte, net::kFrameHeaderBytes> bytes{};
+  FVMM_TRY(stream_.receive(std::span<std::byte>(bytes), deadline), "waiting for the receiver");
+  const net::FrameHeader header = FVMM_TRY(net::decode(bytes));
+  if (header.type == net::FrameType::kSync && header.sequence == counters_.frames) return {};
+  return Error(Errc::kDataLoss, "the receiver answered another question");
+}
+
 Status PageSender::send_end(const Deadline& deadline) {
   std::array<std::byte, net::kFrameHeaderBytes> header{};
   net::encode({.type = net::FrameType::kEnd, .entries = 0, .payload_bytes = 0, .sequence = counters_.frames}, header);

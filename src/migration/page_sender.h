@@ -39,6 +39,10 @@ class PageSender {
   Status add(memory::PageIndex page, const std::byte* bytes, const Deadline& deadline);
   /// Hands what add() has gathered to the kernel.
   Status flush(const Deadline& deadline);
+  /// Asks the receiver to answer once all pages sent so far lie in its memory; synced() waits for that. Between the two
+  /// nothing else is sent.
+  Status ask_sync(const Deadline& deadline);
+  Status synced(const Deadline& deadline);
   /// No more page frames follow.
   Status send_end(const Deadline& deadline);
   [[nodiscard]] const SendCounters& counters() const { return counters_; }

@@ -91,6 +91,7 @@ class SourceSession {
   Status copy_rounds();
   memory::Bitmap first_round();
   Status send_round(memory::Bitmap& pages);
+  Status sync();
   Progress assess(const memory::Bitmap& sent);
   Status hold_back();
   Error too_fast(const Progress& now) const;

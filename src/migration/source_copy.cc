@@ -71,11 +71,20 @@ memory::Bitmap SourceSession::first_round() {
   return all;
 }
 
+// What is still in socket buffers, or being written at the peer, would be waited for in the pause; and a rate that
+// does not count the peer's share of the work would promise too much. One round trip a round.
+Status SourceSession::sync() {
+  for (auto& sender : senders_) FVMM_TRY(sender->ask_sync(deadline_));
+  for (auto& sender : senders_) FVMM_TRY(sender->synced(deadline_));
+  return {};
+}
+
 Status SourceSession::send_round(memory::Bitmap& pages) {
   const std::uint64_t bytes_before = totals().bytes;
   const auto began = std::chrono::steady_clock::now();
   Status sent = send_pages(pages);
   if (sent) sent = pacer_.settle(deadline_);
+  if (sent) sent = sync();
   if (!sent) {
     round_->put_back(pages);
     return sent;

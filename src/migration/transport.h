@@ -10,7 +10,7 @@
 
 namespace fvmm::migration {
 
-inline constexpr std::uint32_t kPeerVersion = 1;
+inline constexpr std::uint32_t kPeerVersion = 2;
 inline constexpr std::size_t kHintRangesMax = 4096;  // of PeerHello.expected
 
 /// Opens connections to one peer. Thread: any.

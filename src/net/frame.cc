@@ -28,6 +28,7 @@ const Limits* limits_of(FrameType type) {
   static constexpr Limits kControl{"control", 0, kControlBytesMax};
   static constexpr Limits kPages{"pages", kTableEntriesMax, kPagePayloadBytesMax};
   static constexpr Limits kEnd{"end", 0, 0};
+  static constexpr Limits kSync{"sync", 0, 0};
   switch (type) {
     case FrameType::kHello:
       return &kHello;
@@ -37,6 +38,8 @@ const Limits* limits_of(FrameType type) {
       return &kPages;
     case FrameType::kEnd:
       return &kEnd;
+    case FrameType::kSync:
+      return &kSync;
   }
   return nullptr;
 }

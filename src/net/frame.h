@@ -21,6 +21,7 @@ enum class FrameType : std::uint8_t {
   kControl = 2,  // payload: PeerMessage, no table
   kPages = 3,    // table: page runs; payload: the pages of the raw runs, in order
   kEnd = 4,      // no more page frames on this connection; nothing follows
+  kSync = 5,     // answered with the same frame once everything before it is where it belongs
 };
 
 inline constexpr std::uint16_t kFrameVersion = 1;
@@ -33,7 +34,7 @@ inline constexpr std::uint32_t kPagePayloadBytesMax = 1024 * 1024;
 
 /// Layout (little endian): u32 magic "FVM1", u8 type, u8 flags (0), u16 version (1), u32 entries, u32 payload bytes,
 /// u64 sequence (of this connection, from 0), u32 reserved (0), u32 XXH32 (seed 0) of the 28 bytes before it.
-/// Only page and end frames are numbered; hello and control frames carry sequence 0, since they may be sent by one
+/// Only page, sync and end frames are numbered; hello and control frames carry sequence 0, since they may be sent by one
 /// process and the rest of the connection by another.
 struct FrameHeader {
   FrameType type{};

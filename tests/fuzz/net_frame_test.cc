@@ -48,7 +48,7 @@ std::uint32_t interesting(Random& random, std::uint32_t limit) {
 }
 
 FrameHeader any_header(Random& random) {
-  return {.type = static_cast<FrameType>(random() % 6),
+  return {.type = static_cast<FrameType>(random() % 7),
           .entries = interesting(random, kTableEntriesMax),
           .payload_bytes = interesting(random, random() % 2 == 0 ? kPagePayloadBytesMax : kControlBytesMax),
           .sequence = random() % 3 == 0 ? random() : 0};
@@ -86,6 +86,7 @@ void expect_within_limits(const FrameHeader& header) {
       ASSERT_LE(header.payload_bytes, kPagePayloadBytesMax);
       return;
     case FrameType::kEnd:
+    case FrameType::kSync:
       ASSERT_EQ(header.entries, 0u);
       ASSERT_EQ(header.payload_bytes, 0u);
       return;
@@ -134,7 +135,7 @@ std::vector<std::byte> any_stream(Random& random) {
     out[random() % out.size()] = static_cast<std::byte>(random());
   }
   if (random() % 8 == 0) out.resize(random() % out.size());
-  for (std::uint64_t n = random() % 64; n > 0; --n) out.push_back(static_cast<std::byte>(random()));
+  for (std::uint64_t n = random() % 74; n > 0; --n) out.push_back(static_cast<std::byte>(random()));
   return out;
 }
 

@@ -1,5 +1,5 @@
-// Continuous templating over links that break and peers that fail: the newest sealed generation is always the guest at one
-// instant, and the work goes on.
+// Continuous templating over links that break and peers that fail: the newest sealed generation is always the guest at
+// one instant, and the work goes on.
 #include <gtest/gtest.h>
 #include <spdlog/spdlog.h>
 
@@ -99,8 +99,10 @@ TEST_P(ReplicationTest, SourceStepThatFailsIsTriedAgain) {
 }
 
 TEST_P(ReplicationTest, FullBufferSlowsTemplatingAndLosesNothing) {
-  FakeReplication replication(
-      {.seed = sim_seed(), .on_template = GetParam(), .pages_per_step = 3000, .buffer_bytes = migration::kCaptureBufferMin});
+  FakeReplication replication({.seed = sim_seed(),
+                               .on_template = GetParam(),
+                               .pages_per_step = 3000,
+                               .buffer_bytes = migration::kCaptureBufferMin});
   replication.start();
   // Every page of the guest is dirtied between two looks: no pause could hold that, and the status says so.
   ASSERT_TRUE(replication.wait([&] { return replication.status().detail().find("--buffer") != std::string::npos; }));

@@ -310,6 +310,29 @@ std::vector<std::byte> frame(net::FrameHeader header, const std::vector<std::byt
   return bytes;
 }
 
+// The answer is the promise that what was sent before lies in the receiver's memory, not in some buffer.
+TEST(Pages, SyncIsAnsweredOnceEverythingBeforeItIsInMemory) {
+  auto source = std::move(*memory::GuestMemory::reserve(kGuestPages * kPageBytes));
+  auto target = std::move(*memory::GuestMemory::reserve(kGuestPages * kPageBytes));
+  ASSERT_TRUE(source->map_zero().ok() && target->map_zero().ok());
+  auto [ours, theirs] = net::PipeStream::make();
+  PageSender sender(*ours, source->host_base());
+  PageReceiver receiver(*theirs, *target, true);
+  std::thread receiving([&] { EXPECT_TRUE(receiver.run(soon()).ok()); });
+  for (std::uint64_t round = 1; round <= 3; ++round) {
+    for (std::uint64_t page = 0; page < 300; ++page) {
+      std::memcpy(source->pages_for_load({page * 7, 1}).data(), &round, sizeof round);
+    }
+    const PageRange all{0, kGuestPages};
+    ASSERT_TRUE(sender.send(std::span(&all, 1), soon()).ok());
+    ASSERT_TRUE(sender.ask_sync(soon()).ok());
+    ASSERT_TRUE(sender.synced(soon()).ok());
+    EXPECT_EQ(std::memcmp(source->host_base(), target->host_base(), kGuestPages * kPageBytes), 0) << round;
+  }
+  ASSERT_TRUE(sender.send_end(soon()).ok());
+  receiving.join();
+}
+
 TEST(PageReceiver, SequenceMustNotBreak) {
   using net::FrameType;
   const auto zero = entry(0, 1, 1);

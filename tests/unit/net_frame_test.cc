@@ -59,6 +59,7 @@ TEST(Frame, EveryTypeSurvivesItsRoundTripAtItsLimits) {
       {.type = FrameType::kPages, .entries = kTableEntriesMax, .payload_bytes = kPagePayloadBytesMax, .sequence = 7},
       {.type = FrameType::kPages, .sequence = ~0ull},
       {.type = FrameType::kEnd, .sequence = 1ull << 40},
+      {.type = FrameType::kSync, .sequence = 3},
   };
   for (const FrameHeader& header : headers) {
     const auto back = decode(encoded(header));
@@ -80,8 +81,10 @@ TEST(Frame, OnePastEachLimitIsRefused) {
       {.type = FrameType::kPages, .payload_bytes = kPagePayloadBytesMax + 1},
       {.type = FrameType::kEnd, .entries = 1},
       {.type = FrameType::kEnd, .payload_bytes = 1},
+      {.type = FrameType::kSync, .entries = 1},
+      {.type = FrameType::kSync, .payload_bytes = 1},
       {.type = static_cast<FrameType>(0)},
-      {.type = static_cast<FrameType>(5)},
+      {.type = static_cast<FrameType>(6)},
   };
   for (const FrameHeader& header : headers) {
     const auto refused = decode(encoded(header));
