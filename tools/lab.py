@@ -97,9 +97,14 @@ def end_workers(runtime):
             pass  # it has ended meanwhile
 
 
+# A whole line and nothing else: a move cuts a line between two hosts, and the next one joins a half with what was printed elsewhere.
+HEARTBEAT = re.compile(r"HB n=(?P<n>\d+) step=(?P<step>\d+) sweeps=(?P<sweeps>\d+) sweep_step=(?P<sweep_step>\d+) pages=(?P<pages>\d+) "
+                       r"errors=(?P<errors>\d+) gap_us=(?P<gap_us>\d+) maxgap_us=(?P<maxgap_us>\d+) io_us=(?P<io_us>\d+) ms=(?P<ms>\d+)\s*$")
+
+
 def heartbeats(text):
-    return [dict((key, int(value)) for key, value in re.findall(r"(\w+)=(\d+)", line))
-            for line in text.splitlines() if line.startswith("HB ") and line.rstrip().endswith(tuple("0123456789")) and " ms=" in line]
+    found = (HEARTBEAT.match(line) for line in text.splitlines())
+    return [{key: int(value) for key, value in beat.groupdict().items()} for beat in found if beat]
 
 
 def wait_for(what, look):

@@ -107,7 +107,7 @@ Result<migration::PushStats> push_with_parents(const memory::TemplateStore& stor
                                                const net::Endpoint& to, const Deadline& deadline,
                                                const std::function<bool(const migration::PushProgress&)>& progress) {
   migration::PushStats sum;
-  if (info.is_delta()) {
+  if (migration::travels_as_delta(info)) {
     const auto parent = FVMM_TRY(store.find(info.parent_id, info.parent_digest), "parent of " + info.name);
     sum = FVMM_TRY(push_with_parents(store, parent, to, deadline, progress));
   }

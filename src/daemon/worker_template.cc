@@ -122,7 +122,8 @@ class TemplateOfGuest {
   }
 
   static Result<memory::TemplateInfo> write_captured(memory::TemplateWriter& writer, const migration::Capture& taken,
-                                                     const migration::StagedPages& staged) {
+                                                     migration::StagedPages& staged) {
+    FVMM_TRY(staged.settle(), "captured pages");
     for (const memory::PageRange& range : taken.pages.ranges(kTemplateChunkPages)) {
       FVMM_TRY(writer.add_pages(range.first, staged.pages(range)));
     }

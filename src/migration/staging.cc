@@ -29,6 +29,33 @@ StagedPages::~StagedPages() {
 
 Status StagedPages::put(memory::PageRange range, const std::byte* bytes) {
   FVMM_CHECK(range.first + range.count <= bytes_ / kPageBytes, "pages of the guest");
+  const std::uint64_t at = held_pages_.size() * kPageBytes;
+  if (at + range.count * kPageBytes > held_bytes_.size()) {
+    FVMM_TRY(settle());  // what is held is older
+    return store(range, bytes);
+  }
+  std::memcpy(held_bytes_.data() + at, bytes, range.count * kPageBytes);
+  for (std::uint64_t i = 0; i < range.count; ++i) held_pages_.push_back(range.first + i);
+  return {};
+}
+
+Status StagedPages::reserve(std::uint64_t pages) {
+  FVMM_TRY(settle());
+  held_bytes_.assign(pages * kPageBytes, std::byte{0});  // touched here, not in the pause
+  held_pages_.reserve(pages);
+  return {};
+}
+
+Status StagedPages::settle() {
+  for (std::size_t i = 0; i < held_pages_.size(); ++i) {
+    FVMM_TRY(store({held_pages_[i], 1}, held_bytes_.data() + i * kPageBytes));
+  }
+  held_pages_.clear();
+  held_bytes_.clear();
+  return {};
+}
+
+Status StagedPages::store(memory::PageRange range, const std::byte* bytes) {
   const auto offset = static_cast<off_t>(range.first * kPageBytes);
   const std::uint64_t length = range.count * kPageBytes;
   if (::fallocate(file_, 0, offset, static_cast<off_t>(length)) != 0) {
@@ -41,6 +68,7 @@ Status StagedPages::put(memory::PageRange range, const std::byte* bytes) {
 
 std::span<const std::byte> StagedPages::pages(memory::PageRange range) const {
   FVMM_CHECK(range.first + range.count <= bytes_ / kPageBytes, "pages of the guest");
+  FVMM_CHECK(held_pages_.empty(), "settled before it is read");
   return {base_ + range.first * kPageBytes, range.count * kPageBytes};
 }
 

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <vector>
 
 #include "base/result.h"
 #include "migration/capture.h"
@@ -26,15 +27,20 @@ class StagedPages final : public PageSink {
   /// kResourceExhausted when the disk is full: found out by allocating before the copy, since a store into a mapping
   /// would be a SIGBUS.
   Status put(memory::PageRange range, const std::byte* bytes) override;
-  /// Never waits: what is left for the pause is allocated then.
-  Status reserve(std::uint64_t) override { return {}; }
+  /// Memory for so many pages: allocating them in the file would make the pause wait for the filesystem.
+  Status reserve(std::uint64_t pages) override;
+  /// Moves what is held in memory into the file. Before pages().
+  Status settle();
   [[nodiscard]] std::span<const std::byte> pages(memory::PageRange range) const;
 
  private:
+  Status store(memory::PageRange range, const std::byte* bytes);
   StagedPages(int file, std::byte* base, std::uint64_t bytes) : file_(file), base_(base), bytes_(bytes) {}
   const int file_;
   std::byte* const base_;
   const std::uint64_t bytes_;
+  std::vector<std::byte> held_bytes_;          // room that reserve() made
+  std::vector<memory::PageIndex> held_pages_;  // one for each page in it, in the order of put()
 };
 
 }  // namespace fvmm::migration

@@ -74,6 +74,28 @@ Status send_delta(const memory::OpenTemplate& source, net::Stream& stream, const
   return {};
 }
 
+// A squashed delta: what its digest is chained to is gone, so that it travels whole, like a folded generation.
+Status send_resolved(const memory::OpenTemplate& source, net::Stream& stream, const Deadline& deadline,
+                     const std::function<bool(const PushProgress&)>& progress, PushStats& stats) {
+  PageSender sender(stream, nullptr);
+  std::vector<std::byte> buffer(kDeltaPages * kPageBytes);
+  const std::uint64_t total = source.info().memory_bytes;
+  for (const memory::PageRange& range : FVMM_TRY(source.image()->data_ranges())) {
+    for (std::uint64_t done = 0; done < range.count; done += kDeltaPages) {
+      const memory::PageRange part{range.first + done, std::min(kDeltaPages, range.count - done)};
+      FVMM_TRY(source.read_pages(part, std::span(buffer).first(part.count * kPageBytes)));
+      for (std::uint64_t i = 0; i < part.count; ++i) {
+        FVMM_TRY(sender.add(part.first + i, buffer.data() + i * kPageBytes, deadline));
+      }
+      FVMM_TRY(sender.flush(deadline));
+      if (progress && !progress({sender.counters().bytes, total})) return Error(Errc::kCancelled, "push cancelled");
+    }
+  }
+  FVMM_TRY(sender.send_end(deadline));
+  stats.bytes_sent = sender.counters().bytes;
+  return {};
+}
+
 // What ties a folded generation's digest to its parent's.
 Status send_hashes(const memory::OpenTemplate& source, net::Stream& stream, const Deadline& deadline) {
   memory::HashCursor cursor = FVMM_TRY(source.delta_hashes());
@@ -93,7 +115,7 @@ Status send_hashes(const memory::OpenTemplate& source, net::Stream& stream, cons
 
 // Which form a template travels in. docs/wire-protocol.md.
 const char* form_of(const memory::TemplateInfo& info) {
-  if (info.is_delta()) return "delta";
+  if (travels_as_delta(info)) return "delta";
   return info.parent_digest.none() ? "" : "folded";
 }
 
@@ -114,6 +136,10 @@ v1::PeerHello push_hello(const memory::TemplateInfo& info) {
 
 }  // namespace
 
+bool travels_as_delta(const memory::TemplateInfo& info) {
+  return info.is_delta() && info.below_digest == info.parent_digest;
+}
+
 Result<PushStats> push_template(const memory::OpenTemplate& source, const net::Endpoint& to, const Deadline& deadline,
                                 const std::function<bool(const PushProgress&)>& progress) {
   const auto stream = FVMM_TRY(net::Channel::connect(to, deadline));
@@ -132,10 +158,12 @@ Result<PushStats> push_template(const memory::OpenTemplate& source, net::Stream&
     return Error(Errc::kDataLoss, "push: the peer neither has the template nor is ready for it");
   }
   if (!stats.already_there) {
-    const auto send = info.is_delta() ? send_delta : send_image;
+    const bool delta = travels_as_delta(info);
+    const auto send = delta ? send_delta : info.is_delta() ? send_resolved : send_image;
     FVMM_TRY(send(source, stream, deadline, progress, stats), "push " + info.name);
-    if (!info.is_delta() && !info.parent_digest.none())
+    if (!delta && !info.parent_digest.none()) {
       FVMM_TRY(send_hashes(source, stream, deadline), "push " + info.name);
+    }
     v1::PeerMessage end;
     end.set_kind(v1::PEER_PUSH_END);
     *end.mutable_state() = FVMM_TRY(source.machine_state());

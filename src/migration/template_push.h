@@ -24,6 +24,10 @@ struct PushStats {
   double duration_ms = 0;
 };
 
+/// Whether a template travels as its own pages over its parent, which the peer must have then. A squashed delta does
+/// not: its parent is gone.
+bool travels_as_delta(const memory::TemplateInfo& info);
+
 /// Sends a sealed template; returns once the peer has sealed it, or has it already (same id and digest). The progress
 /// function returning false cancels. kAlreadyExists when the peer has another template of that name.
 Result<PushStats> push_template(const memory::OpenTemplate& source, const net::Endpoint& to, const Deadline& deadline,

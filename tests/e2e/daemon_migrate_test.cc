@@ -214,6 +214,11 @@ TEST_F(DaemonMigrate, TwentyTimesThereAndBackUnderLoadLeavesNothingBehind) {
     EXPECT_LE(files(from), 8) << "leg " << leg;
   }
   expect_moved(*b_, *a_);
+  // What it runs on now has been squashed, and no other host has it.
+  Host& third = cluster_.add("C");
+  const Ctl away = migrate(*a_, third, {"--mode", "live", "--max-downtime", "50ms"});
+  ASSERT_EQ(away.code, 0) << away;
+  EXPECT_TRUE(third.verified_after_now("web"));
 }
 
 TEST_F(DaemonMigrate, PausedGuestArrivesPausedAndGoesOnWhenResumed) {

@@ -1,7 +1,9 @@
 // What workload.elf prints (docs/guests.md), read back.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <cstdio>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -33,17 +35,29 @@ inline std::optional<std::uint64_t> field(std::string_view line, std::string_vie
   return value;
 }
 
+/// A whole heartbeat line and nothing else. A move cuts a line between two hosts, and the next one joins a half with
+/// what was printed elsewhere: such a line has a field too few or too many.
+inline std::optional<Heartbeat> parse_heartbeat(const std::string& line) {
+  Heartbeat beat;
+  std::array<unsigned long, 4> others{};
+  int used = 0;
+  const int fields =
+      std::sscanf(line.c_str(),
+                  "HB n=%lu step=%lu sweeps=%lu sweep_step=%lu pages=%lu errors=%lu gap_us=%lu maxgap_us=%lu "
+                  "io_us=%lu ms=%lu%n",
+                  &beat.n, &beat.step, &beat.sweeps, &beat.sweep_step, &beat.pages, &beat.errors, &others[0],
+                  &others[1], &others[2], &others[3], &used);
+  if (fields != 10 || line.find_first_not_of("\r ", static_cast<std::size_t>(used)) != std::string::npos)
+    return std::nullopt;
+  return beat;
+}
+
 /// Every heartbeat of a serial log, in order. A last line without its end is left out.
 inline std::vector<Heartbeat> heartbeats(const std::string& serial) {
   std::vector<Heartbeat> beats;
   std::istringstream lines(serial.substr(0, serial.rfind('\n') + 1));
   for (std::string line; std::getline(lines, line);) {
-    if (!line.starts_with("HB ")) continue;
-    const auto n = field(line, "n"), step = field(line, "step"), sweeps = field(line, "sweeps");
-    const auto sweep_step = field(line, "sweep_step"), pages = field(line, "pages"), errors = field(line, "errors");
-    // A move cuts a line between two hosts, and the next one joins its halves with what was printed elsewhere.
-    if (!n || !step || !sweeps || !sweep_step || !pages || !errors || !field(line, "ms")) continue;
-    beats.push_back({*n, *step, *sweeps, *sweep_step, *pages, *errors});
+    if (const auto beat = parse_heartbeat(line)) beats.push_back(*beat);
   }
   return beats;
 }
