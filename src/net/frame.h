@@ -34,8 +34,8 @@ inline constexpr std::uint32_t kPagePayloadBytesMax = 1024 * 1024;
 
 /// Layout (little endian): u32 magic "FVM1", u8 type, u8 flags (0), u16 version (1), u32 entries, u32 payload bytes,
 /// u64 sequence (of this connection, from 0), u32 reserved (0), u32 XXH32 (seed 0) of the 28 bytes before it.
-/// Only page, sync and end frames are numbered; hello and control frames carry sequence 0, since they may be sent by one
-/// process and the rest of the connection by another.
+/// Only page, sync and end frames are numbered; hello and control frames carry sequence 0, since they may be sent by
+/// one process and the rest of the connection by another.
 struct FrameHeader {
   FrameType type{};
   std::uint32_t entries = 0;  // table entries of kTableEntryBytes each
