@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "base/file.h"
 #include "daemon/checks.h"
 #include "daemon/records.h"
@@ -67,24 +70,35 @@ Replicas::Session::~Session() {
   table_->state_->ended.notify_all();
 }
 
-// One lock for all VMs: what runs under it is the sealing of a generation, tens of milliseconds.
-bool Replicas::unless_recovered(const Id& vm, std::uint64_t token, const std::function<void()>& work) {
+std::shared_ptr<std::mutex> Replicas::gate_of(const Id& vm) {
   const std::lock_guard lock(state_->mutex);
-  if (token <= state_->entries[vm].record.fencing_token()) return false;
+  return state_->entries[vm].gate;
+}
+
+// A gate for each VM: a large generation of one holds up no other.
+bool Replicas::unless_recovered(const Id& vm, std::uint64_t token, const std::function<void()>& work) {
+  const auto gate = gate_of(vm);
+  const std::lock_guard sealing(*gate);
+  {
+    const std::lock_guard lock(state_->mutex);
+    if (token <= state_->entries[vm].record.fencing_token()) return false;
+  }
   work();
   return true;
 }
 
 Result<std::uint64_t> Replicas::recover(const Id& vm, std::uint64_t token_seen) {
+  FVMM_TRY(find(vm));
+  const auto gate = gate_of(vm);
+  const std::lock_guard sealing(*gate);
   const std::lock_guard lock(state_->mutex);
-  const auto found = state_->entries.find(vm);
-  if (found == state_->entries.end()) return Error(Errc::kNotFound, "that VM was never replicated to this host");
-  v1::ReplicaRecord record = found->second.record;
+  Entry& entry = state_->entries[vm];
+  v1::ReplicaRecord record = entry.record;
   record.set_fencing_token(std::max(record.fencing_token(), token_seen) + 1);
   record.set_recovered(true);
   FVMM_TRY(write(vm, record), "record the recovery");
-  found->second.record = record;
-  if (found->second.stream != nullptr) found->second.stream->cancel();
+  entry.record = record;
+  if (entry.stream != nullptr) entry.stream->cancel();
   return record.fencing_token();
 }
 
@@ -99,10 +113,19 @@ Result<v1::ReplicaRecord> Replicas::find(const Id& vm) const {
 
 Result<v1::ReplicaRecord> Replicas::find(const std::string& name) const {
   const std::lock_guard lock(state_->mutex);
+  std::vector<const v1::ReplicaRecord*> found;
   for (const auto& [id, entry] : state_->entries) {
-    if (entry.record.name() == name) return entry.record;
+    if (entry.record.name() == name || id.hex() == name) found.push_back(&entry.record);
   }
-  return Error(Errc::kNotFound, fmt::format("no VM named {} was ever replicated to this host", name));
+  if (found.size() == 1) return *found.front();
+  if (found.empty())
+    return Error(Errc::kNotFound, fmt::format("no VM named {} was ever replicated to this host", name));
+  std::string which;
+  for (const auto* record : found) {
+    which += fmt::format(" {} (from {})", Id::from_bytes(record->vm()).value_or(Id{}).hex(), record->peer());
+  }
+  return Error(Errc::kFailedPrecondition,
+               fmt::format("several VMs named {} were replicated to this host; name one by its id:{}", name, which));
 }
 
 }  // namespace fvmm::daemon

@@ -59,6 +59,8 @@ class Replicas {
   struct Entry {
     v1::ReplicaRecord record;
     net::Stream* stream = nullptr;  // of the session under way
+    std::shared_ptr<std::mutex> gate =
+        std::make_shared<std::mutex>();  // taken before the table's: sealing or recovering
   };
   struct State {
     std::mutex mutex;
@@ -68,6 +70,7 @@ class Replicas {
   explicit Replicas(std::filesystem::path directory)
       : directory_(std::move(directory)), state_(std::make_unique<State>()) {}
   Status write(const Id& vm, const v1::ReplicaRecord& record) const;
+  std::shared_ptr<std::mutex> gate_of(const Id& vm);
 
   std::filesystem::path directory_;
   std::unique_ptr<State> state_;

@@ -47,15 +47,26 @@ Status PeerListener::replicate_in(net::Channel& channel, const v1::PeerHello& he
   return {};  // the source was told
 }
 
-// "started": it runs here; "refused": it does not. Asked by a host that is about to recover it.
+// "started": it runs here, or this host knows where it went; "refused": it does not run; "unknown": a hand-over or a
+// command is under way. Asked by a host that is about to recover it.
 Status PeerListener::answer_vm_query(net::Channel& channel, const v1::PeerHello& hello) {
   const Id vm = FVMM_TRY(Id::from_bytes(hello.vm().id()), "VM id");
   const auto here = context_.registry.find(vm);
   v1::PeerMessage message;
   message.set_kind(v1::PEER_ANSWER);
-  const bool runs = here && here->worker && here->state() != v1::VM_MOVED;
-  message.mutable_answer()->set_outcome(runs ? "started" : "refused");
-  message.mutable_answer()->set_detail(here ? state_text(here->state()) : "not known here");
+  v1::SessionAnswer& answer = *message.mutable_answer();
+  answer.set_detail(here ? state_text(here->state()) : "not known here");
+  if (!here) {
+    answer.set_outcome("refused");
+  } else if (here->state() == v1::VM_MOVED) {
+    const std::string& to = here->record.moved_to();
+    answer.set_outcome(to == hello.from() ? "refused" : "started");  // the asker knows best whether it has it
+    answer.set_detail("moved to " + to);
+  } else if (here->state() == v1::VM_UNSETTLED || here->state() == v1::VM_INCOMING || !here->busy.empty()) {
+    answer.set_outcome("unknown");
+  } else {
+    answer.set_outcome(here->worker ? "started" : "refused");
+  }
   return net::send_message(channel, net::FrameType::kControl, message, Deadline::after(kAnswerWait));
 }
 

@@ -23,13 +23,14 @@ Status check_range(const char* what, std::uint64_t value, Limit least, Limit mos
   return Error(Errc::kInvalidArgument, fmt::format("{} of {}: between {} and {}", what, value, least, most));
 }
 
-Result<v1::SessionAnswer> ask_source(const v1::ReplicaRecord& record) {
+Result<v1::SessionAnswer> ask_source(const v1::ReplicaRecord& record, const std::string& from) {
   const Deadline wait = Deadline::after(kSourceWait);
   const auto stream = FVMM_TRY(net::Channel::connect(FVMM_TRY(net::Endpoint::parse(record.peer())), wait));
   v1::PeerHello hello;
   hello.set_version(migration::kPeerVersion);
   hello.set_purpose(v1::QUERY_VM);
   hello.mutable_vm()->set_id(record.vm());
+  hello.set_from(from);
   FVMM_TRY(net::send_message(*stream, net::FrameType::kHello, hello, wait));
   v1::PeerMessage message;
   FVMM_TRY(net::receive_message(*stream, net::FrameType::kControl, message, wait));
@@ -71,6 +72,11 @@ Result<v1::ReplicaStatus> ReplicationService::start(const v1::ReplicateRequest& 
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}: only a running or paused VM can be replicated",
                                                         request.vm(), state_text(vm.state())));
   }
+  const WorkerClient worker(vm.worker->socket());
+  if (const auto already = worker.replication_status(Deadline::after(kStatusWait)); already) {
+    return Error(Errc::kAlreadyExists,
+                 fmt::format("VM {} is being replicated to {} already", request.vm(), already->to()));
+  }
   FVMM_TRY(push_base(vm, request.to(), deadline));
   v1::WorkerReplicateRequest work;
   *work.mutable_request() = request;
@@ -82,20 +88,32 @@ Result<v1::ReplicaStatus> ReplicationService::start(const v1::ReplicateRequest& 
   record.set_fencing_token(vm.record.fencing_token());
   // Durable before the peer has anything: from then on somebody may recover the VM there.
   FVMM_TRY(replace_file(vm.directory / kReplicaFile, record.SerializeAsString()), "record the replication");
-  return WorkerClient(vm.worker->socket()).start_replication(work, deadline);
+  auto started = worker.start_replication(work, deadline);
+  if (!started && started.error().code() != Errc::kDeadlineExceeded) {
+    FVMM_TRY(remove_file(vm.directory / kReplicaFile));  // the worker said no: nobody has anything
+  }
+  return started;
 }
 
 Result<v1::ReplicaStatus> ReplicationService::stop(const std::string& name) {
-  const VmView vm = FVMM_TRY(parts_.registry.find(name));
+  const Claim claim = FVMM_TRY(parts_.registry.claim(name, "replicate stop"));
+  const VmView vm = claim.view();
+  std::error_code ignored;
+  const bool recorded = std::filesystem::exists(vm.directory / kReplicaFile, ignored);
   v1::ReplicaStatus last;
+  last.set_vm(name);
+  last.set_state("stopped");
+  last.set_detail("nothing was under way; the replica is given up");
   if (vm.worker) {
-    last = FVMM_TRY(WorkerClient(vm.worker->socket()).stop_replication(Deadline::after(kStatusWait)));
-  } else {
-    last.set_vm(name);
-    last.set_state("stopped");
-    last.set_detail("the VM does not run; its replica is given up");
+    auto stopped = WorkerClient(vm.worker->socket()).stop_replication(Deadline::after(kStatusWait));
+    const bool none = !stopped && stopped.error().code() == Errc::kFailedPrecondition;
+    if (!stopped && !(none && recorded)) return std::move(stopped.error());
+    if (stopped) last = std::move(*stopped);
+  } else if (!recorded) {
+    return Error(Errc::kFailedPrecondition, fmt::format("VM {} is not being replicated", name));
   }
-  FVMM_TRY(remove_file(vm.directory / kReplicaFile));
+  // Of a fenced VM the record stays: it runs at the peer.
+  if (last.state() != "fenced") FVMM_TRY(remove_file(vm.directory / kReplicaFile));
   return last;
 }
 
@@ -105,12 +123,18 @@ Result<v1::ReplicaStatus> ReplicationService::status(const std::string& name) co
   return WorkerClient(vm.worker->socket()).replication_status(Deadline::after(kStatusWait));
 }
 
-Status ReplicationService::check_source(const v1::ReplicaRecord& record, const v1::RecoverRequest& request) {
-  const auto answer = ask_source(record);
+Status ReplicationService::check_source(const v1::ReplicaRecord& record, const v1::RecoverRequest& request) const {
+  const auto answer = ask_source(record, options_.listen);
   if (answer && answer->outcome() == "started") {
     return Error(Errc::kFailedPrecondition,
                  fmt::format("VM {} is {} at {}: two of it would run; stop it there, or migrate it", record.name(),
                              answer->detail(), record.peer()));
+  }
+  if (answer && answer->outcome() != "refused") {
+    return Error(
+        Errc::kFailedPrecondition,
+        fmt::format("VM {} is {} at {}, where a command or a hand-over is under way: see \"vm show {}\" there first",
+                    record.name(), answer->detail(), record.peer(), record.name()));
   }
   if (answer || request.source_is_dead()) return {};
   return Error(Errc::kFailedPrecondition,
@@ -127,13 +151,15 @@ Result<v1::RecoverReport> ReplicationService::recover(const v1::RecoverRequest& 
   FVMM_TRY(check_source(record, request));
   const auto known = FVMM_TRY(memory::OpenTemplate::open(before.directory));
   const std::uint64_t seen = FVMM_TRY(known.machine_state()).fencing_token();
+  // Whatever can be refused is refused before the token: from there on a source with an older one is fenced.
+  Claim claim = FVMM_TRY(parts_.vms.claim_recovered(before.config, seen), "recover " + request.vm());
   VmService::Recovery recovery;
   recovery.token = FVMM_TRY(parts_.replicas.recover(id, seen));
   // Nothing can be sealed any more: what is newest now is what every source was told last.
   recovery.generation = FVMM_TRY(migration::newest_generation(parts_.store, record.vm()), request.vm());
   const auto opened = FVMM_TRY(memory::OpenTemplate::open(recovery.generation.directory));
   const auto state = FVMM_TRY(opened.machine_state());
-  const v1::VmInfo vm = FVMM_TRY(parts_.vms.recover(recovery, deadline), "recover " + request.vm());
+  const v1::VmInfo vm = FVMM_TRY(parts_.vms.recover(claim, recovery, deadline), "recover " + request.vm());
   v1::RecoverReport report;
   *report.mutable_vm() = vm;
   report.set_generation(recovery.generation.generation);

@@ -41,7 +41,7 @@ class ReplicationService {
 
  private:
   Status push_base(const VmView& vm, const std::string& to, const Deadline& deadline) const;
-  static Status check_source(const v1::ReplicaRecord& record, const v1::RecoverRequest& request);
+  Status check_source(const v1::ReplicaRecord& record, const v1::RecoverRequest& request) const;
 
   Parts parts_;
   const Options options_;

@@ -127,13 +127,14 @@ Result<v1::TemplateInfo> TemplateService::fold(const std::string& name) {
 Result<v1::GcReport> TemplateService::gc() {
   std::set<std::string> wanted;  // digests that a VM's record refers to, running or not
   for (const VmView& vm : registry_.list()) wanted.insert(to_info(vm).template_().digest());
-  std::map<std::string, std::uint64_t> newest;  // by VM id
+  const auto line_of = [](const std::string& name) { return name.substr(0, name.rfind('@')); };
+  std::map<std::string, std::uint64_t> newest;  // of each line of generations
   for (const auto& info : FVMM_TRY(store_.list())) {
-    std::uint64_t& known = newest[info.config.id()];
+    std::uint64_t& known = newest[line_of(info.name)];
     known = std::max(known, info.generation);
   }
   const auto keep = [&](const memory::TemplateInfo& info) {
-    return wanted.contains(info.digest.raw()) || newest[info.config.id()] == info.generation;
+    return wanted.contains(info.digest.raw()) || newest[line_of(info.name)] == info.generation;
   };
   const auto collected = FVMM_TRY(store_.gc(keep));
   v1::GcReport report;

@@ -45,7 +45,10 @@ class VmService {
   };
   /// The same VM (id and name), run from a generation. When the start fails the VM stays here, created, and
   /// "vm start" tries again.
-  Result<v1::VmInfo> recover(const Recovery& recovery, const Deadline& deadline);
+  Result<v1::VmInfo> recover(Claim& claim, const Recovery& recovery, const Deadline& deadline);
+  /// The right to do that: room for it, and nothing of that VM running here. `token_seen`: of the generation.
+  /// kFailedPrecondition when the VM ran here after the generation and moved away; kAlreadyExists.
+  Result<Claim> claim_recovered(const v1::VmConfig& config, std::uint64_t token_seen);
 
   /// Serial output from an offset on; with `follow` until the VM's worker has ended, or `left` says the reader has.
   Result<v1::LogChunk> logs(const v1::LogsRequest& request, const std::function<Status(const v1::LogChunk&)>& send,
@@ -55,7 +58,6 @@ class VmService {
   /// Takes a worker and runs the claimed VM in it: from its template if it came from one, else from its kernel.
   Status launch(Claim& claim, SteadyTime accepted, const Deadline& deadline);
   Result<v1::WorkerInfo> boot_in(const WorkerProcess& worker, const VmView& vm, const Deadline& deadline) const;
-  Result<Claim> claim_recovered(const v1::VmRecord& record);
   Result<std::vector<v1::VmRecord>> clone_records(const v1::CloneRequest& request) const;
   Status launch_all(std::vector<Claim>& claims, SteadyTime accepted, const Deadline& deadline);
 

@@ -64,6 +64,7 @@ Result<v1::ReplicaStatus> Worker::start_replication(const v1::WorkerReplicateReq
       info.set_detail("recovered there from a replica");
     });
   };
+  options.wanted = [this] { return slot_.wanted(); };
   auto transport = std::make_unique<migration::TcpTransport>(FVMM_TRY(net::Endpoint::parse(options.peer)));
   replication_ = FVMM_TRY(migration::Replication::start(
       std::move(options), [this](const auto& work) { return with_guest(work); }, std::move(transport)));

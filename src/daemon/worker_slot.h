@@ -2,6 +2,7 @@
 // else can touch it meanwhile, because nobody else has it.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <memory>
@@ -43,12 +44,17 @@ class GuestSlot {
   /// Takes what is there, which may be nothing yet. kFailedPrecondition names what is under way.
   Result<Held> take(std::string what, Stay stay = Stay::kLong) {
     std::unique_lock lock(mutex_);
+    ++waiting_;
     back_.wait_for(lock, kBriefMax, [this] { return under_way_.empty() || stay_ == Stay::kLong; });
+    --waiting_;
     if (!under_way_.empty()) return Error(Errc::kFailedPrecondition, "the VM is busy: " + under_way_ + " is under way");
     under_way_ = std::move(what);
     stay_ = stay;
     return Held(*this, std::move(guest_));
   }
+
+  /// Whether a command waits for a brief one to end.
+  [[nodiscard]] bool wanted() const { return waiting_ > 0; }
 
  private:
   void put(std::unique_ptr<migration::Guest> guest) {
@@ -59,6 +65,7 @@ class GuestSlot {
   }
 
   static constexpr std::chrono::seconds kBriefMax{2};
+  std::atomic<int> waiting_{0};
 
   std::mutex mutex_;
   std::condition_variable back_;

@@ -44,13 +44,21 @@ Status CaptureBuffer::wait_for(std::unique_lock<std::mutex>& lock, std::uint64_t
   if (free_.size() >= slots) return {};
   ++figures_.waits;
   const auto began = std::chrono::steady_clock::now();
-  room_.wait(lock, [&] { return !usable() || free_.size() >= slots; });
+  const auto ready = [&] { return !usable() || free_.size() >= slots; };
+  bool wanted = false;
+  while (!wanted && !room_.wait_for(lock, kRoomLook, ready)) {
+    lock.unlock();
+    wanted = give_up_ && give_up_();
+    lock.lock();
+  }
   figures_.waited += std::chrono::steady_clock::now() - began;
+  if (wanted && !ready()) return Error(Errc::kCancelled, "a command wants the VM, and the buffer is full");
   return usable() ? Status{} : broken_off();
 }
 
-Status CaptureBuffer::begin() {
+Status CaptureBuffer::begin(std::function<bool()> give_up) {
   const std::lock_guard lock(mutex_);
+  give_up_ = std::move(give_up);
   link_ = links_;
   return open_ ? Status{} : broken_off();
 }

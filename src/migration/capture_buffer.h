@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -19,6 +20,7 @@ namespace fvmm::migration {
 
 inline constexpr std::uint64_t kCaptureBufferMin = 4 * kMiB;
 inline constexpr std::uint64_t kCaptureBufferMax = 16 * kGiB;
+inline constexpr std::chrono::milliseconds kRoomLook{50};  // between two looks whether somebody wants the guest
 
 /// A captured page and the slot that holds its bytes.
 struct BufferedPage {
@@ -56,7 +58,8 @@ class CaptureBuffer final : public PageSink {
   CaptureBuffer& operator=(CaptureBuffer&&) = delete;
 
   /// A generation begins: what follows belongs to the link as it is now. kUnavailable while there is none.
-  Status begin();
+  /// @param give_up  asked now and then while waiting for room: kCancelled
+  Status begin(std::function<bool()> give_up = {});
   /// Waits for room as long as it takes: the consumer frees it, or break_off() ends the wait with kUnavailable.
   Status put(memory::PageRange range, const std::byte* bytes) override;
   Status reserve(std::uint64_t pages) override;
@@ -85,6 +88,7 @@ class CaptureBuffer final : public PageSink {
   const std::uint64_t slots_;
   mutable std::mutex mutex_;
   std::condition_variable room_;
+  std::function<bool()> give_up_;  // the producer's
   std::condition_variable ready_;
   std::vector<std::uint32_t> free_;                              // mutex_
   std::deque<std::variant<BufferedPage, GenerationEnd>> queue_;  // mutex_; at most slots_ pages and as many ends

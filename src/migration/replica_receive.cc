@@ -174,7 +174,8 @@ class ReplicaReceiver {
     if (!all) return;
     std::vector<memory::TemplateInfo> ours;
     for (const auto& info : *all) {
-      if (info.config.id() == hello_.vm().id() && info.name.starts_with(line_ + "@") && info.name != newest) {
+      if (info.config.id() == hello_.vm().id() && info.name.starts_with(line_ + "@") && info.name != newest &&
+          info.digest != base_) {  // a new line would begin there
         ours.push_back(info);
       }
     }

@@ -256,12 +256,12 @@ Status Replication::send_pages(PageSender& sender, const std::vector<BufferedPag
 }
 
 // Over the last copy of each page, in ascending order.
-memory::Digest Replication::digest_of(std::uint64_t& pages) {
+memory::Digest Replication::digest_of(const memory::Digest& parent, std::uint64_t& pages) {
   std::stable_sort(hashes_.begin(), hashes_.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  memory::DigestChain chain(sealed_, config_.memory_bytes());
+  memory::DigestChain chain(parent, config_.memory_bytes());
   for (std::size_t i = 0; i < hashes_.size(); ++i) {
     if (i + 1 < hashes_.size() && hashes_[i + 1].first == hashes_[i].first) continue;
-    if (sealed_.none() && hashes_[i].second == zero_page_hash()) continue;  // a base has no zero pages
+    if (parent.none() && hashes_[i].second == zero_page_hash()) continue;  // a base has no zero pages
     chain.add(hashes_[i].first, hashes_[i].second);
   }
   hashes_.clear();
@@ -277,11 +277,12 @@ Status Replication::send_end(PageSender& sender, const GenerationEnd& end) {
   message.set_kind(v1::PEER_GENERATION);
   *message.mutable_state() = end.state;
   v1::GenerationPoint& point = *message.mutable_generation();
+  const memory::Digest parent = sealed_;  // written by this thread alone
+  std::uint64_t pages = 0;
+  const memory::Digest digest = digest_of(parent, pages);  // outside the lock: a pause may want it meanwhile
   {
     const std::lock_guard lock(mutex_);
-    std::uint64_t pages = 0;
-    point.set_parent_digest(sealed_.raw());
-    const memory::Digest digest = digest_of(pages);
+    point.set_parent_digest(parent.raw());
     point.set_digest(digest.raw());
     point.set_number(end.number);
     point.set_pages(pages);
@@ -340,8 +341,7 @@ void Replication::fence() {
     });
     if (frozen) return;
     spdlog::error("a fenced VM runs on, because {}; trying again", frozen.error().message());
-    std::unique_lock lock(mutex_);
-    if (changed_.wait_for(lock, kReconnectFirst, [this] { return stopping_; })) return;
+    std::this_thread::sleep_for(kReconnectFirst);  // also when stopping: the guest must not run on
   } while (true);
 }
 

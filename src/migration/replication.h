@@ -52,6 +52,8 @@ struct ReplicationOptions {
   StepHook on_step;
   /// Somebody has recovered the VM at the peer: it must not run here any more. With the guest in hand.
   std::function<void(Guest&)> on_fenced;
+  /// Somebody waits for the guest: a capture gives up and begins again later. Thread: the capture's.
+  std::function<bool()> wanted;
 };
 
 /// Runs a function with the guest in hand; its own error when the guest is elsewhere. Thread: any.
@@ -98,7 +100,7 @@ class Replication {
   Status send_items();
   Status send_pages(PageSender& sender, const std::vector<BufferedPage>& pages);
   Status send_end(PageSender& sender, const GenerationEnd& end);
-  memory::Digest digest_of(std::uint64_t& pages);
+  memory::Digest digest_of(const memory::Digest& parent, std::uint64_t& pages);
   Status await(v1::PeerKind wanted, std::uint64_t number);
   Status step(std::string_view name);
   void lose_link(const Error& error);

@@ -79,7 +79,12 @@ Status Replication::give_back(Guest& guest) {
 Status Replication::capture(Guest& guest) {
   if (!guest.since_generation) return Error(Errc::kCancelled, "the replication has ended");
   FVMM_TRY(step("capture"));
-  FVMM_TRY(buffer_->begin());
+  const auto stop = [this] {
+    if (options_.wanted && options_.wanted()) return true;
+    const std::lock_guard lock(mutex_);
+    return stopping_;
+  };
+  FVMM_TRY(buffer_->begin(stop));
   FVMM_TRY(guest.machine->dirty().harvest());
   FVMM_TRY(give_back(guest));
   std::uint64_t number = 0;
@@ -87,10 +92,6 @@ Status Replication::capture(Guest& guest) {
     const std::lock_guard lock(mutex_);
     number = next_number_;
   }
-  const auto stop = [this] {
-    const std::lock_guard lock(mutex_);
-    return stopping_;
-  };
   Capture taken = FVMM_TRY(chase(*guest.machine, *guest.since_generation, *buffer_, stop));
   const SteadyTime instant = std::chrono::steady_clock::now();
   taken.state.set_fencing_token(guest.fencing_token);

@@ -51,6 +51,7 @@ v1::MigrateResult SourceSession::run() {
   pause_begins_.reset();
   if (!status) status = explain(std::move(status.error()));
   if (!status) back_out(status.error());
+  round_.reset();  // with the guest in hand: who holds this object for cancel() may outlast that
   return report(status);
 }
 
@@ -210,6 +211,7 @@ Status SourceSession::write_record(v1::SessionOutcome outcome) {
 void SourceSession::back_out(const Error& error) {
   spdlog::warn("migration of {} to {}: {} in state {}", guest_.config.name(), options_.peer, error.message(),
                to_string(state_));
+  if (throttle_ != 0) guest_.machine->throttle(0);  // also of a guest that stays frozen: somebody may resume it
   if (state_ == SourceState::kCommitting) {
     advance(SourceEvent::kFailed);
     ask_until_known();
@@ -229,7 +231,6 @@ void SourceSession::back_out(const Error& error) {
     // An open record is the safe side: a restart would ask for `migrate resolve`, it would not run twice.
     if (!status) spdlog::error("record of the aborted session: {}", status.error().message());
   }
-  if (throttle_ != 0) guest_.machine->throttle(0);
   if (we_paused_) {
     const Status resumed = guest_.machine->resume();
     if (!resumed) spdlog::error("resume after an aborted migration: {}", resumed.error().message());

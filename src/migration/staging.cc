@@ -1,6 +1,7 @@
 #include "migration/staging.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -41,6 +42,12 @@ Status StagedPages::put(memory::PageRange range, const std::byte* bytes) {
 
 Status StagedPages::reserve(std::uint64_t pages) {
   FVMM_TRY(settle());
+  if (pages * kPageBytes > kStagedHeldMax) {
+    return Error(
+        Errc::kResourceExhausted,
+        fmt::format("the guest dirties {} between two looks, more than a pause may take: use the engine cow or stop",
+                    format_bytes(pages * kPageBytes)));
+  }
   held_bytes_.assign(pages * kPageBytes, std::byte{0});  // touched here, not in the pause
   held_pages_.reserve(pages);
   return {};

@@ -6,9 +6,12 @@
 #include <vector>
 
 #include "base/result.h"
+#include "base/units.h"
 #include "migration/capture.h"
 
 namespace fvmm::migration {
+
+inline constexpr std::uint64_t kStagedHeldMax = 256 * kMiB;  // of pages of one pause, in memory
 
 /// A PageSink that holds the newest copy of each page, in page cache that the kernel may write out: a capture needs
 /// disk for what it captures, and no memory that could run out. Owner: one thread.
@@ -28,6 +31,7 @@ class StagedPages final : public PageSink {
   /// would be a SIGBUS.
   Status put(memory::PageRange range, const std::byte* bytes) override;
   /// Memory for so many pages: allocating them in the file would make the pause wait for the filesystem.
+  /// kResourceExhausted past kStagedHeldMax.
   Status reserve(std::uint64_t pages) override;
   /// Moves what is held in memory into the file. Before pages().
   Status settle();

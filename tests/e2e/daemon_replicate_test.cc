@@ -152,6 +152,36 @@ TEST_F(DaemonReplicate, CommandsOnAReplicatedVmWorkOrSayWhatIsUnderWay) {
   EXPECT_EQ(moved.code, 0) << moved;
 }
 
+TEST_F(DaemonReplicate, VmThatMovedOnAfterItsReplicaIsNotRecoveredBesideItself) {
+  Host& third = cluster_.add("C");
+  ASSERT_EQ(replicate().code, 0);
+  ASSERT_TRUE(seals(2));
+  ASSERT_EQ(a_->ctl({"replicate", "stop", "web"}).code, 0);
+  ASSERT_EQ(a_->ctl({"migrate", "web", "--to", third.listen(), "--max-downtime", "100ms"}).code, 0);
+  const Ctl refused = recover();
+  EXPECT_EQ(refused.code, 1) << refused;
+  EXPECT_NE(refused.err.find("moved to " + third.listen()), std::string::npos) << refused;
+  EXPECT_TRUE(third.verified_after_now("web"));
+  EXPECT_TRUE(cluster_.at_most_one_runs("web"));
+}
+
+TEST_F(DaemonReplicate, SecondRecoveryIsRefusedAndTakesNoRight) {
+  ASSERT_EQ(replicate().code, 0);
+  ASSERT_TRUE(seals(2));
+  kill_source();
+  ASSERT_EQ(recover({"--source-is-dead"}).code, 0);
+  const Ctl again = recover({"--source-is-dead"});
+  EXPECT_EQ(again.code, 1) << again;
+  EXPECT_NE(again.err.find("running"), std::string::npos) << again;
+  // Had it taken another token, the VM would be fenced when it is replicated back.
+  a_->start();
+  ASSERT_EQ(a_->ctl({"replicate", "stop", "web"}).code, 0);
+  ASSERT_EQ(a_->ctl({"vm", "rm", "web"}).code, 0);
+  ASSERT_EQ(b_->ctl({"replicate", "start", "web", "--to", a_->listen(), "--interval", "20ms"}).code, 0);
+  ASSERT_TRUE(wait_until([&] { return b_->ctl({"replicate", "status", "web"}).number("generation_sealed") >= 3; }));
+  EXPECT_TRUE(b_->verified_after_now("web"));
+}
+
 TEST_F(DaemonReplicate, BadRequestsAreNamed) {
   const auto fails = [&](const std::vector<std::string>& words, const std::string& part) {
     const Ctl result = a_->ctl(words);
