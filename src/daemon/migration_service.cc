@@ -60,7 +60,7 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
   FVMM_TRY(claim.archive_session(), request.vm());  // its worker is about to overwrite session.pb
   const double before_ms = to_ms(std::chrono::steady_clock::now() - accepted);
   auto result = run(vm, checked, progress);
-  if (result && template_is_missing(*result, vm)) result = push_and_run(vm, checked, progress);
+  if (result && template_is_missing(*result)) result = push_and_run(vm, checked, progress);
   if (stop_.fired()) return Error(Errc::kUnavailable, "fvmmd is stopping; the worker goes on, see \"vm show\"");
   if (!result) {
     v1::MigrateResult none;
@@ -81,15 +81,14 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
   return last;
 }
 
-bool MigrationService::template_is_missing(const v1::MigrateResult& result, const VmView& vm) const {
-  return result.result() == "aborted" && result.code() == static_cast<std::uint32_t>(Errc::kNotFound) &&
-         !to_info(vm).template_().id().empty() && !stop_.fired();
+bool MigrationService::template_is_missing(const v1::MigrateResult& result) const {
+  return result.result() == "aborted" && result.code() == static_cast<std::uint32_t>(Errc::kNotFound) && !stop_.fired();
 }
 
 // The peer refused for want of the template: it travels first, while the guest runs on, and is reported apart.
 Result<v1::MigrateResult> MigrationService::push_and_run(const VmView& vm, const v1::MigrateRequest& request,
                                                          const std::function<void(const v1::MigrateEvent&)>& progress) {
-  const v1::TemplateRef base = to_info(vm).template_();
+  const v1::TemplateRef base = FVMM_TRY(live_base(vm));
   const auto info = FVMM_TRY(store_.find(FVMM_TRY(Id::from_bytes(base.id())), FVMM_TRY(Id::from_bytes(base.digest()))),
                              "the template that the peer lacks");
   v1::MigrateEvent event;

@@ -55,7 +55,7 @@ Status check_replicate(const v1::ReplicateRequest& request, bool test_hooks) {
 }
 
 Status ReplicationService::push_base(const VmView& vm, const std::string& to, const Deadline& deadline) const {
-  const v1::TemplateRef base = to_info(vm).template_();
+  const v1::TemplateRef base = FVMM_TRY(live_base(vm));
   if (base.id().empty()) return {};
   const auto info =
       FVMM_TRY(parts_.store.find(FVMM_TRY(Id::from_bytes(base.id())), FVMM_TRY(Id::from_bytes(base.digest()))),

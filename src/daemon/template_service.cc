@@ -103,6 +103,13 @@ Result<v1::TemplateInfo> TemplateService::import(const v1::ImportRequest& reques
   return to_proto(FVMM_TRY(store_.import_linked(request.directory())));
 }
 
+Result<v1::TemplateRef> live_base(const VmView& vm) {
+  constexpr std::chrono::seconds kInfoWait{10};
+  if (!vm.worker)
+    return Error(Errc::kFailedPrecondition, fmt::format("VM {} is not running", vm.record.config().name()));
+  return FVMM_TRY(WorkerClient(vm.worker->socket()).info(Deadline::after(kInfoWait))).template_();
+}
+
 Result<migration::PushStats> push_with_parents(const memory::TemplateStore& store, const memory::TemplateInfo& info,
                                                const net::Endpoint& to, const Deadline& deadline,
                                                const std::function<bool(const migration::PushProgress&)>& progress) {

@@ -21,6 +21,10 @@ inline constexpr std::chrono::minutes kPushWaitMax{60};
 using migration::to_ref;
 v1::TemplateInfo to_proto(const memory::TemplateInfo& info);
 
+/// What a running VM counts its delta from, in its worker's words: the registry may not have heard of a template just
+/// made.
+Result<v1::TemplateRef> live_base(const VmView& vm);
+
 /// Pushes a template and, first, the parents of a delta that the peer lacks. Figures are of all of them.
 Result<migration::PushStats> push_with_parents(const memory::TemplateStore& store, const memory::TemplateInfo& info,
                                                const net::Endpoint& to, const Deadline& deadline,

@@ -116,7 +116,8 @@ TEST_F(PeerTest, APeerThatClosesOrTalksNonsenseAbortsTheMigration) {
 TEST_F(PeerTest, AHelloOfAnotherVersionIsRefusedWithTheFix) {
   v1::PeerHello hello = migrate_hello("web");
   hello.set_version(migration::kPeerVersion + 1);
-  EXPECT_TRUE(refuses(host(), hello, Errc::kFailedPrecondition, {"version 2", "same fvmmd"}));
+  EXPECT_TRUE(refuses(host(), hello, Errc::kFailedPrecondition,
+                      {"version " + std::to_string(migration::kPeerVersion + 1), "same fvmmd"}));
   hello.set_version(0);
   EXPECT_TRUE(refuses(host(), hello, Errc::kFailedPrecondition, {"version 0"}));
   expect_nothing_left(host(), "web");

@@ -136,7 +136,7 @@ TEST_F(PeerTest, OtherVersionIsRejectedNamingBoth) {
   EXPECT_EQ(message.kind(), v1::PEER_REJECTED);
   EXPECT_EQ(message.code(), static_cast<std::uint32_t>(Errc::kFailedPrecondition));
   EXPECT_NE(message.reason().find("99"), std::string::npos);
-  EXPECT_NE(message.reason().find("ours, 1"), std::string::npos);
+  EXPECT_NE(message.reason().find("ours, " + std::to_string(migration::kPeerVersion)), std::string::npos);
 }
 
 TEST_F(PeerTest, UnknownPurposeIsRejected) {
