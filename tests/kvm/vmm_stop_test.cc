@@ -43,6 +43,7 @@ TEST(Stop, InstructionThatKvmCannotEmulateIsAFailureWithRegistersAndCode) {
   EXPECT_NE(stop.report.find("rbx=0000000012345678"), std::string::npos) << stop.report;
   EXPECT_NE(stop.report.find("rip=000000000010000c"), std::string::npos) << stop.report;
   EXPECT_NE(stop.report.find("code=f30fb805000000d0"), std::string::npos) << stop.report;
+  ASSERT_TRUE(run->vm->serial_output()->flush(Deadline::after(std::chrono::seconds(20))));
   EXPECT_EQ(run->vm->serial_output()->recent(), "A");
 }
 
@@ -68,6 +69,7 @@ TEST(Stop, ResetLineStopsTheGuestAtThatInstruction) {
   EXPECT_NE(stop.report.find("reset line"), std::string::npos) << stop.report;
   ASSERT_TRUE(run->vm->pause().ok());
   EXPECT_TRUE(run->vm->serial_output()->flush(Deadline::after(std::chrono::seconds(10))).ok());
+  ASSERT_TRUE(run->vm->serial_output()->flush(Deadline::after(std::chrono::seconds(20))));
   EXPECT_EQ(run->vm->serial_output()->recent(), "A");
   EXPECT_EQ(run->latch->count(), 1);
 }
