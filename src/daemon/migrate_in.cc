@@ -79,8 +79,11 @@ Status PeerListener::migrate_in(std::unique_ptr<net::Channel>& channel, const v1
   auto admitted = FVMM_TRY(context_.sessions.begin(session));
   const Admission admission = FVMM_TRY(admit(hello, FVMM_TRY(snapshot(hello))));
   v1::VmRecord record = incoming_record(hello);
+  v1::WorkerReceiveRequest request;
   if (!hello.template_().id().empty()) {
-    *record.mutable_template_() = to_ref(FVMM_TRY(find_base(hello.template_(), context_.store)));
+    const memory::TemplateInfo base = FVMM_TRY(find_base(hello.template_(), context_.store));
+    *record.mutable_template_() = to_ref(base);
+    request.set_template_directory(base.directory.string());  // removed meanwhile: the worker rejects it
   }
   Claim claim = FVMM_TRY(claim_incoming(hello, record, admission.returns));
   const Shape shape{hello.vm().memory_bytes(), hello.vm().vcpus()};
@@ -95,20 +98,16 @@ Status PeerListener::migrate_in(std::unique_ptr<net::Channel>& channel, const v1
                taken.cold ? fmt::format(" (no warm worker fitted: {:.1f} ms)", taken.spawn_ms) : "");
   UniqueFd connection = std::move(*channel).release();
   channel.reset();
-  receive(claim, taken.worker, std::move(connection), hello);
+  *request.mutable_hello() = hello;
+  receive(claim, taken.worker, std::move(connection), std::move(request));
   return {};
 }
 
 void PeerListener::receive(Claim& claim, const std::shared_ptr<WorkerProcess>& worker, UniqueFd connection,
-                           const v1::PeerHello& hello) {
+                           v1::WorkerReceiveRequest request) {
+  const v1::PeerHello& hello = request.hello();
   const std::string& name = hello.vm().name();
-  v1::WorkerReceiveRequest request;
-  *request.mutable_hello() = hello;
   request.set_vm_directory(claim.view().directory.string());
-  if (!hello.template_().id().empty()) {
-    const auto info = find_base(hello.template_(), context_.store);
-    request.set_template_directory(info ? info->directory.string() : "removed");  // the worker then rejects it
-  }
   const auto timeout = std::chrono::milliseconds(hello.timeout_ms() == 0 ? kTimeoutMs : hello.timeout_ms());
   const Deadline deadline = Deadline::after(timeout + kReceiveMargin).sooner(kIncomingWaitMax);
   const Status stream =

@@ -8,7 +8,7 @@
 #include "daemon/checks.h"
 #include "daemon/spawner.h"
 #include "daemon/template_service.h"
-#include "migration/replica_receive.h"
+#include "migration/generation_line.h"
 #include "migration/source.h"
 
 namespace fvmm::daemon {

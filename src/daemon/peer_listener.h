@@ -78,7 +78,7 @@ class PeerListener {
   [[nodiscard]] Result<AdmissionSnapshot> snapshot(const v1::PeerHello& hello) const;
   Result<Claim> claim_incoming(const v1::PeerHello& hello, const v1::VmRecord& record, bool returns);
   void receive(Claim& claim, const std::shared_ptr<WorkerProcess>& worker, UniqueFd connection,
-               const v1::PeerHello& hello);
+               v1::WorkerReceiveRequest request);
   Status after_receive(Claim& claim, const std::shared_ptr<WorkerProcess>& worker, const Status& stream);
 
   net::Listener listener_;  // the accept thread's

@@ -9,7 +9,7 @@
 
 #include "daemon/call_worker.h"
 #include "daemon/checks.h"
-#include "migration/replica_receive.h"
+#include "migration/generation_line.h"
 
 namespace fvmm::daemon {
 
@@ -88,7 +88,7 @@ Status TemplateService::remove(const std::string& name) {
   std::ranges::sort(all, std::greater(), &memory::TemplateInfo::generation);
   bool gone = false;
   for (const auto& info : all) {
-    if (info.name.starts_with(migration::way_back_line(info.config) + "@")) gone |= store_.remove(info.name).ok();
+    if (migration::is_of_line(info, migration::way_back_line(info.config))) gone |= store_.remove(info.name).ok();
   }
   return gone ? store_.remove(name) : removed;
 }

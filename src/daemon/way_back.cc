@@ -2,12 +2,9 @@
 
 #include <spdlog/spdlog.h>
 
-#include <algorithm>
-#include <vector>
-
 #include "daemon/call_worker.h"
 #include "daemon/spawner.h"
-#include "migration/replica_receive.h"
+#include "migration/generation_line.h"
 
 namespace fvmm::daemon {
 
@@ -46,15 +43,7 @@ void WayBacks::seal(const WorkerProcess& worker, const v1::VmConfig& config) {
     return;
   }
   spdlog::info("VM {} may come back to {}: {} pages kept", config.name(), sealed->ref().name(), sealed->pages());
-  const auto all = store_.list();
-  if (!all) return;
-  std::vector<memory::TemplateInfo> older;
-  for (const auto& info : *all) {
-    const bool same = info.config.id() == config.id() && info.name.starts_with(migration::way_back_line(config) + "@");
-    if (same && info.generation < sealed->ref().generation()) older.push_back(info);
-  }
-  std::ranges::sort(older, std::greater(), &memory::TemplateInfo::generation);
-  for (const auto& info : older) (void)store_.remove(info.name);  // refused while something lies on it or maps it
+  migration::remove_older(store_, config.id(), migration::way_back_line(config), sealed->ref().generation());
 }
 
 }  // namespace fvmm::daemon

@@ -10,12 +10,13 @@
 #include <spdlog/spdlog.h>
 
 #include "base/pause_guard.h"
+#include "daemon/template_service.h"
 #include "daemon/worker_process.h"
 #include "memory/instant_copy.h"
 #include "memory/write_protect.h"
 #include "migration/capture.h"
 #include "migration/cow.h"
-#include "migration/replica_receive.h"
+#include "migration/generation_line.h"
 #include "migration/staging.h"
 #include "migration/template_ref.h"
 
@@ -36,6 +37,17 @@ Result<Engine> choose_engine(const std::string& wanted) {
     return Engine{"chase", "works on every mapping, and no write of the guest ever waits"};
   }
   return Error(Errc::kInvalidArgument, "template engine \"" + wanted + "\"; there are auto, cow, chase and stop");
+}
+
+/// Writes the pages, from guest memory or from where they were captured, and the state that belongs to them.
+template <class Source>
+Result<memory::TemplateInfo> seal(memory::TemplateWriter& writer, const memory::Bitmap& pages, const Source& source,
+                                  const v1::MachineState& state) {
+  for (const memory::PageRange& range : pages.ranges(kTemplateChunkPages)) {
+    FVMM_TRY(writer.add_pages(range.first, source.pages(range)));
+  }
+  FVMM_TRY(writer.set_machine_state(state));
+  return writer.seal();
 }
 
 /// One template of one guest, until it is sealed. Owner: the command's thread, with the guest in hand.
@@ -102,11 +114,7 @@ class TemplateOfGuest {
     memory::TemplateWriter writer = FVMM_TRY(begin_whole(store));
     memory::Bitmap pages = guest_.since_base->pending();
     if (!guest_.base.id().empty()) pages.set_all();  // a base generation is whole: what the old base holds goes in, too
-    for (const memory::PageRange& range : pages.ranges(kTemplateChunkPages)) {
-      FVMM_TRY(writer.add_pages(range.first, ram.pages(range)));
-    }
-    FVMM_TRY(writer.set_machine_state(state));
-    return writer.seal();
+    return seal(writer, pages, ram, state);
   }
 
   // On the zero template a base, else a delta over what the VM runs on.
@@ -124,11 +132,7 @@ class TemplateOfGuest {
   static Result<memory::TemplateInfo> write_captured(memory::TemplateWriter& writer, const migration::Capture& taken,
                                                      migration::StagedPages& staged) {
     FVMM_TRY(staged.settle(), "captured pages");
-    for (const memory::PageRange& range : taken.pages.ranges(kTemplateChunkPages)) {
-      FVMM_TRY(writer.add_pages(range.first, staged.pages(range)));
-    }
-    FVMM_TRY(writer.set_machine_state(taken.state));
-    return writer.seal();
+    return seal(writer, taken.pages, staged, taken.state);
   }
 
   Status adopt(const memory::TemplateInfo& info) {
@@ -150,16 +154,7 @@ class TemplateOfGuest {
   }
 
   v1::TemplateInfo answer(const memory::TemplateInfo& info) {
-    *answer_.mutable_ref() = guest_.base;
-    answer_.set_stored_bytes(info.stored_bytes);
-    answer_.set_pages(info.pages);
-    answer_.set_pins(info.pins);
-    answer_.set_created(info.created);
-    *answer_.mutable_config() = info.config;
-    answer_.set_kind(info.is_delta() ? "delta" : "base");
-    if (info.is_delta()) answer_.set_parent(info.parent_name);
-    answer_.set_chain(info.chain == 0 ? 0 : info.chain - 1);
-    answer_.set_runs(info.runs);
+    answer_.MergeFrom(to_proto(info));
     return answer_;
   }
 
@@ -203,17 +198,9 @@ Result<v1::TemplateInfo> Worker::seal_way_back(const v1::WorkerSealRequest& requ
                          .generation = guest.fencing_token,
                          .config = guest.config,
                          .pages_expected = pages.count()}));
-  for (const memory::PageRange& range : pages.ranges(kTemplateChunkPages)) {
-    FVMM_TRY(writer.add_pages(range.first, guest.machine->memory().pages(range)));
-  }
-  FVMM_TRY(writer.set_machine_state(departed_->state));
-  memory::TemplateInfo info = FVMM_TRY(writer.seal());
+  memory::TemplateInfo info = FVMM_TRY(seal(writer, pages, guest.machine->memory(), departed_->state));
   if (info.chain > kWayBackChainMax) info = FVMM_TRY(store.squash(info.name));
-  v1::TemplateInfo answer;
-  *answer.mutable_ref() = migration::to_ref(info);
-  answer.set_pages(info.pages);
-  answer.set_stored_bytes(info.stored_bytes);
-  return answer;
+  return to_proto(info);
 }
 
 }  // namespace fvmm::daemon

@@ -14,7 +14,7 @@ namespace fvmm::memory {
 
 /// Generations that opening one may need, itself and the base at the bottom included.
 inline constexpr std::uint32_t kChainMax = 256;
-/// Overlay runs of a resolved chain that are mapped over its base; with more it must be folded first.
+/// Overlay runs of a resolved chain that are mapped over its base; of more, the short ones are read instead.
 inline constexpr std::uint64_t kMappableRunsMax = 1024;
 
 struct TemplateInfo {

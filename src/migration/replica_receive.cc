@@ -16,7 +16,6 @@
 namespace fvmm::migration {
 namespace {
 
-constexpr std::size_t kNameBytes = 40;      // of the VM's name in that of its generations
 constexpr std::uint64_t kWritePages = 256;  // to the store at a time
 constexpr std::chrono::seconds kSayWait{10};
 
@@ -170,17 +169,8 @@ class ReplicaReceiver {
       if (!squashed) spdlog::warn("squash {}: {}", newest, squashed.error().message());
       if (squashed) chain_ = squashed->chain;
     }
-    const auto all = host_.store->list();
-    if (!all) return;
-    std::vector<memory::TemplateInfo> ours;
-    for (const auto& info : *all) {
-      if (info.config.id() == hello_.vm().id() && info.name.starts_with(line_ + "@") && info.name != newest &&
-          info.digest != base_) {  // a new line would begin there
-        ours.push_back(info);
-      }
-    }
-    std::ranges::sort(ours, std::greater(), &memory::TemplateInfo::generation);
-    for (const auto& info : ours) (void)host_.store->remove(info.name);  // refused while the newest lies on it
+    // What the Hello named stays: a new line would begin there.
+    remove_older(*host_.store, hello_.vm().id(), line_, number_, base_);
   }
 
   net::Stream& stream_;
@@ -199,25 +189,6 @@ class ReplicaReceiver {
 };
 
 }  // namespace
-
-std::string replica_line(const v1::VmConfig& config) {
-  const auto id = Id::from_bytes(config.id());
-  return config.name().substr(0, kNameBytes) + "." + (id ? id->hex().substr(0, 8) : "");
-}
-
-std::string way_back_line(const v1::VmConfig& config) {
-  return replica_line(config) + ".back";
-}
-
-Result<memory::TemplateInfo> newest_generation(const memory::TemplateStore& store, const std::string& vm_id) {
-  std::optional<memory::TemplateInfo> newest;
-  for (auto& info : FVMM_TRY(store.list())) {
-    if (info.config.id() != vm_id || !info.name.starts_with(replica_line(info.config) + "@")) continue;
-    if (!newest || info.generation > newest->generation) newest = std::move(info);
-  }
-  if (newest) return std::move(*newest);
-  return Error(Errc::kNotFound, "no generation of that VM is here");
-}
 
 Status receive_replica(net::Stream& stream, const v1::PeerHello& hello, const ReplicaHost& host) {
   ReplicaReceiver receiver(stream, hello, host);

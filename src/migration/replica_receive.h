@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "memory/template_store.h"
+#include "migration/generation_line.h"
 #include "migration/steps.h"
 #include "net/stream.h"
 #include "proto/peer.pb.h"
@@ -25,16 +26,6 @@ struct ReplicaHost {
   std::function<bool(const std::function<void()>&)> unless_recovered;
   StepHook on_step;
 };
-
-/// The name of a VM's generations in the store, without the number: its name, shortened, and the first digits of its
-/// id.
-std::string replica_line(const v1::VmConfig& config);
-
-/// The same for what a host keeps of a VM that has left, until it comes back.
-std::string way_back_line(const v1::VmConfig& config);
-
-/// The newest sealed generation of the VM with this id (16 bytes). kNotFound when there is none.
-Result<memory::TemplateInfo> newest_generation(const memory::TemplateStore& store, const std::string& vm_id);
 
 /// Serves one connection until it ends, which is always an error: kUnavailable when the source closed it. The source
 /// has been told of any other (REJECTED, FENCED). Removes generations that are no longer needed as it goes.

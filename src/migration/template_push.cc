@@ -30,70 +30,80 @@ Result<v1::PeerMessage> hear(net::Stream& stream, const Deadline& deadline) {
   return message;
 }
 
+/// What every form of a push does beside its pages.
+struct Sending {
+  net::Stream& stream;
+  const Deadline& deadline;
+  const std::function<bool(const PushProgress&)>& progress;
+  PushStats& stats;
+  std::uint64_t total = 0;  // bytes, for the progress
+
+  Status report(const PageSender& sender) const {
+    if (!progress || progress({sender.counters().bytes, total})) return {};
+    return Error(Errc::kCancelled, "push cancelled");
+  }
+  Status end(PageSender& sender) const {
+    FVMM_TRY(sender.send_end(deadline));
+    stats.bytes_sent = sender.counters().bytes;
+    return {};
+  }
+};
+
 // A base or a folded generation: one file, whose holes are not even read.
-Status send_image(const memory::OpenTemplate& source, net::Stream& stream, const Deadline& deadline,
-                  const std::function<bool(const PushProgress&)>& progress, PushStats& stats) {
+Status send_image(const memory::OpenTemplate& source, Sending& out) {
   const memory::TemplateInfo& info = source.info();
   void* const image = ::mmap(nullptr, info.memory_bytes, PROT_READ, MAP_SHARED, source.memory_file(), 0);
   if (image == MAP_FAILED) return Error(Errc::kIo, "map the template " + info.name, errno);
   const ScopeExit unmap([&] { ::munmap(image, info.memory_bytes); });
   (void)::madvise(image, info.memory_bytes, MADV_SEQUENTIAL);
-  PageSender sender(stream, static_cast<const std::byte*>(image));
-  const std::uint64_t total = info.pages * kPageBytes;
+  PageSender sender(out.stream, static_cast<const std::byte*>(image));
+  out.total = info.pages * kPageBytes;
   for (const memory::PageRange& range : FVMM_TRY(source.image()->data_ranges())) {
     for (std::uint64_t done = 0; done < range.count; done += kProgressPages) {
       const memory::PageRange part{range.first + done, std::min(kProgressPages, range.count - done)};
-      FVMM_TRY(sender.send(std::span(&part, 1), deadline));
-      if (progress && !progress({sender.counters().bytes, total})) return Error(Errc::kCancelled, "push cancelled");
+      FVMM_TRY(sender.send(std::span(&part, 1), out.deadline));
+      FVMM_TRY(out.report(sender));
     }
   }
-  FVMM_TRY(sender.send_end(deadline));
-  stats.bytes_sent = sender.counters().bytes;
-  return {};
+  return out.end(sender);
 }
 
 // A delta: its own pages, zero ones included; what lies below is at the peer.
-Status send_delta(const memory::OpenTemplate& source, net::Stream& stream, const Deadline& deadline,
-                  const std::function<bool(const PushProgress&)>& progress, PushStats& stats) {
-  PageSender sender(stream, nullptr);
+Status send_delta(const memory::OpenTemplate& source, Sending& out) {
+  PageSender sender(out.stream, nullptr);
   std::vector<std::byte> buffer(kDeltaPages * kPageBytes);
   memory::HashCursor cursor = FVMM_TRY(source.delta_hashes());
-  const std::uint64_t total = source.info().pages * kPageBytes;
+  out.total = source.info().pages * kPageBytes;
   while (cursor.entry()) {
     for (std::uint64_t i = 0; i < kDeltaPages && cursor.entry(); ++i) {
       const std::span<std::byte> page(buffer.data() + i * kPageBytes, kPageBytes);
       FVMM_TRY(source.read_pages({cursor.entry()->page, 1}, page));
-      FVMM_TRY(sender.add(cursor.entry()->page, page.data(), deadline));
+      FVMM_TRY(sender.add(cursor.entry()->page, page.data(), out.deadline));
       FVMM_TRY(cursor.advance());
     }
-    FVMM_TRY(sender.flush(deadline));
-    if (progress && !progress({sender.counters().bytes, total})) return Error(Errc::kCancelled, "push cancelled");
+    FVMM_TRY(sender.flush(out.deadline));
+    FVMM_TRY(out.report(sender));
   }
-  FVMM_TRY(sender.send_end(deadline));
-  stats.bytes_sent = sender.counters().bytes;
-  return {};
+  return out.end(sender);
 }
 
 // A squashed delta: what its digest is chained to is gone, so that it travels whole, like a folded generation.
-Status send_resolved(const memory::OpenTemplate& source, net::Stream& stream, const Deadline& deadline,
-                     const std::function<bool(const PushProgress&)>& progress, PushStats& stats) {
-  PageSender sender(stream, nullptr);
+Status send_resolved(const memory::OpenTemplate& source, Sending& out) {
+  PageSender sender(out.stream, nullptr);
   std::vector<std::byte> buffer(kDeltaPages * kPageBytes);
-  const std::uint64_t total = source.info().memory_bytes;
+  out.total = source.info().memory_bytes;
   for (const memory::PageRange& range : FVMM_TRY(source.image()->data_ranges())) {
     for (std::uint64_t done = 0; done < range.count; done += kDeltaPages) {
       const memory::PageRange part{range.first + done, std::min(kDeltaPages, range.count - done)};
       FVMM_TRY(source.read_pages(part, std::span(buffer).first(part.count * kPageBytes)));
       for (std::uint64_t i = 0; i < part.count; ++i) {
-        FVMM_TRY(sender.add(part.first + i, buffer.data() + i * kPageBytes, deadline));
+        FVMM_TRY(sender.add(part.first + i, buffer.data() + i * kPageBytes, out.deadline));
       }
-      FVMM_TRY(sender.flush(deadline));
-      if (progress && !progress({sender.counters().bytes, total})) return Error(Errc::kCancelled, "push cancelled");
+      FVMM_TRY(sender.flush(out.deadline));
+      FVMM_TRY(out.report(sender));
     }
   }
-  FVMM_TRY(sender.send_end(deadline));
-  stats.bytes_sent = sender.counters().bytes;
-  return {};
+  return out.end(sender);
 }
 
 // What ties a folded generation's digest to its parent's.
@@ -160,7 +170,8 @@ Result<PushStats> push_template(const memory::OpenTemplate& source, net::Stream&
   if (!stats.already_there) {
     const bool delta = travels_as_delta(info);
     const auto send = delta ? send_delta : info.is_delta() ? send_resolved : send_image;
-    FVMM_TRY(send(source, stream, deadline, progress, stats), "push " + info.name);
+    Sending out{stream, deadline, progress, stats};
+    FVMM_TRY(send(source, out), "push " + info.name);
     if (!delta && !info.parent_digest.none()) {
       FVMM_TRY(send_hashes(source, stream, deadline), "push " + info.name);
     }

@@ -5,19 +5,8 @@
 namespace fvmm::test {
 namespace {
 
-/// Two hosts, and VM "web" running on A.
-class DaemonFailures : public ::testing::Test {
+class DaemonFailures : public TwoHosts {
  protected:
-  void SetUp() override {
-    FVMM_NEEDS_KVM();
-    a_ = &cluster_.add("A");
-    b_ = &cluster_.add("B");
-  }
-  void TearDown() override {
-    if (a_ == nullptr) return;  // skipped
-    EXPECT_TRUE(cluster_.at_most_one_runs("web"));
-  }
-
   static Ctl migrate(Host& from, Host& to, const std::string& mode, const std::string& hook = "") {
     std::vector<std::string> words{"migrate", "web", "--to", to.listen(), "--mode", mode, "--max-downtime", "200ms"};
     if (!hook.empty()) words.insert(words.end(), {"--test-hook", hook});
@@ -58,10 +47,6 @@ class DaemonFailures : public ::testing::Test {
       }
     }
   }
-
-  Cluster cluster_;
-  Host* a_ = nullptr;
-  Host* b_ = nullptr;
 };
 
 TEST_F(DaemonFailures, SuspendThatFailsAtAnyStepOfTheSourceChangesNothing) {

@@ -6,19 +6,8 @@ namespace {
 
 constexpr double kGuestPages = 64 * 256;  // of a guest of 64 MiB
 
-/// Two hosts, and VM "web" running on A.
-class DaemonMigrate : public ::testing::Test {
+class DaemonMigrate : public TwoHostsWithWeb {
  protected:
-  void SetUp() override {
-    FVMM_NEEDS_KVM();
-    a_ = &cluster_.add("A");
-    b_ = &cluster_.add("B");
-    ASSERT_TRUE(boot_workload(*a_, "web"));
-  }
-  void TearDown() override {
-    if (a_ == nullptr) return;  // skipped
-    EXPECT_TRUE(cluster_.at_most_one_runs("web"));
-  }
   Ctl migrate(Host& from, Host& to, std::vector<std::string> words) {
     words.insert(words.begin(), {"migrate", "web", "--to", to.listen()});
     return from.ctl(words);
@@ -30,10 +19,6 @@ class DaemonMigrate : public ::testing::Test {
     EXPECT_TRUE(wait_until([&] { return from.workers().empty(); })) << "its worker ends once it has kept the way back";
     EXPECT_TRUE(to.verified_after_now("web"));
   }
-
-  Cluster cluster_;
-  Host* a_ = nullptr;
-  Host* b_ = nullptr;
 };
 
 TEST_F(DaemonMigrate, SuspendMovesTheDeltaAndReportsEveryFigure) {

@@ -6,14 +6,10 @@
 namespace fvmm::test {
 namespace {
 
-class DaemonReplicate : public ::testing::Test {
+class DaemonReplicate : public TwoHostsWithWeb {
  protected:
-  void SetUp() override {
-    FVMM_NEEDS_KVM();
-    a_ = &cluster_.add("A");
-    b_ = &cluster_.add("B");
-    ASSERT_TRUE(boot_workload(*a_, "web"));
-  }
+  void TearDown() override {}  // a host may be gone: each test looks where it can
+
   Ctl replicate(const std::vector<std::string>& more = {}) {
     std::vector<std::string> words{"replicate", "start", "web", "--to", b_->listen(), "--interval", "20ms"};
     words.insert(words.end(), more.begin(), more.end());
@@ -38,10 +34,6 @@ class DaemonReplicate : public ::testing::Test {
     for (const pid_t worker : a_->workers()) ::kill(worker, SIGKILL);
     EXPECT_TRUE(wait_until([&] { return a_->workers().empty(); }));
   }
-
-  Cluster cluster_;
-  Host* a_ = nullptr;
-  Host* b_ = nullptr;
 };
 
 TEST_F(DaemonReplicate, SourceHostIsGoneAndTheVmGoesOnAtThePeer) {

@@ -5,20 +5,8 @@
 namespace fvmm::test {
 namespace {
 
-/// Two hosts, and VM "web" running on A.
-class DaemonResolve : public ::testing::Test {
+class DaemonResolve : public TwoHostsWithWeb {
  protected:
-  void SetUp() override {
-    FVMM_NEEDS_KVM();
-    a_ = &cluster_.add("A");
-    b_ = &cluster_.add("B");
-    ASSERT_TRUE(boot_workload(*a_, "web"));
-  }
-  void TearDown() override {
-    if (a_ == nullptr) return;  // skipped
-    EXPECT_TRUE(cluster_.at_most_one_runs("web"));
-  }
-
   std::vector<std::string> migration(const std::string& mode, const std::string& hook) {
     return {"migrate", "web", "--to", b_->listen(), "--mode", mode, "--max-downtime", "500ms", "--test-hook", hook};
   }
@@ -59,10 +47,6 @@ class DaemonResolve : public ::testing::Test {
     EXPECT_EQ(a_->ctl({"vm", "resume", "web"}).code, 1);
     EXPECT_EQ(a_->serial("web"), frozen) << "the guest at the source is frozen";
   }
-
-  Cluster cluster_;
-  Host* a_ = nullptr;
-  Host* b_ = nullptr;
 };
 
 TEST_F(DaemonResolve, DestinationKilledBeforeCommitGivesTheGuestBack) {

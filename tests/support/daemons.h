@@ -367,4 +367,32 @@ inline ::testing::AssertionResult share_template(Host& from, Host& to, const std
   return ::testing::AssertionSuccess();
 }
 
+/// Two hosts; at its end VM "web" runs on one of them at most.
+class TwoHosts : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    FVMM_NEEDS_KVM();
+    a_ = &cluster_.add("A");
+    b_ = &cluster_.add("B");
+  }
+  void TearDown() override {
+    if (a_ == nullptr) return;  // skipped
+    EXPECT_TRUE(cluster_.at_most_one_runs("web"));
+  }
+
+  Cluster cluster_;
+  Host* a_ = nullptr;
+  Host* b_ = nullptr;
+};
+
+/// The same, and "web" runs on A from the beginning.
+class TwoHostsWithWeb : public TwoHosts {
+ protected:
+  void SetUp() override {
+    TwoHosts::SetUp();
+    if (a_ == nullptr) return;  // skipped
+    ASSERT_TRUE(boot_workload(*a_, "web"));
+  }
+};
+
 }  // namespace fvmm::test

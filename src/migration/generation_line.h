@@ -1,0 +1,28 @@
+// Lines of generations in a store: how those of one VM are named and found, and how the old ones go.
+#pragma once
+
+#include <string>
+
+#include "base/result.h"
+#include "memory/template_store.h"
+#include "proto/config.pb.h"
+
+namespace fvmm::migration {
+
+/// The name of a VM's generations in the store, without the number: its name, shortened, and the first digits of its
+/// id.
+std::string replica_line(const v1::VmConfig& config);
+/// The same for what a host keeps of a VM that has left, until it comes back.
+std::string way_back_line(const v1::VmConfig& config);
+/// Whether a generation is one of that line: LINE@N.
+bool is_of_line(const memory::TemplateInfo& info, const std::string& line);
+
+/// The newest sealed generation of the VM with this id (16 bytes). kNotFound when there is none.
+Result<memory::TemplateInfo> newest_generation(const memory::TemplateStore& store, const std::string& vm_id);
+
+/// Removes the VM's generations of that line with a smaller number than `newest`, newest first, except the one with the
+/// digest `keep`. Best effort: what something maps or lies on stays, until the next time.
+void remove_older(memory::TemplateStore& store, const std::string& vm_id, const std::string& line, std::uint64_t newest,
+                  const memory::Digest& keep = {});
+
+}  // namespace fvmm::migration
