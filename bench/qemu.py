@@ -16,21 +16,21 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools"))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import migrate  # noqa: E402
-from lab import GUEST, Ballast, free_port, wait_for  # noqa: E402
+from lab import GUEST, Ballast, free_port, heartbeats, wait_for  # noqa: E402
 
-CMDLINE = "seed=5 ws=0 rate=0 cpu=0 beat=500"
+IDLE = "seed=5 ws=0 rate=0 cpu=0 beat=500"
 
 
 class Qemu:
     """One qemu-system-x86_64 with a QMP socket."""
 
-    def __init__(self, root, name, mib, *options):
+    def __init__(self, root, name, mib, cmdline, *options):
         self.serial = os.path.join(root, name + ".serial")
         path = os.path.join(root, name + ".qmp")
         self.process = subprocess.Popen(
             ["qemu-system-x86_64", "-accel", "kvm", "-M", "microvm", "-cpu", "qemu64,-cx16", "-m", str(mib), "-nodefaults",
              "-no-user-config", "-display", "none", "-serial", "file:" + self.serial, "-qmp", f"unix:{path},server=on,wait=off",
-             "-kernel", GUEST, "-append", CMDLINE, *options])
+             "-kernel", GUEST, "-append", cmdline, *options])
         wait_for("QEMU's QMP socket", lambda: os.path.exists(path))
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(path)
@@ -53,24 +53,33 @@ class Qemu:
         self.process.wait()
 
 
-def filled(path):
-    try:
-        with open(path, errors="replace") as serial:
-            return "FILLED" in serial.read()
-    except FileNotFoundError:
-        return False
+    def printed(self):
+        try:
+            with open(self.serial, errors="replace") as serial:
+                return serial.read()
+        except FileNotFoundError:
+            return ""
 
 
-def qemu_precopy(root, mib, times):
+def guest_gap_ms(host):
+    """What the guest saw itself, in its first heartbeat at the destination; and that its memory is whole."""
+    beats = wait_for("a heartbeat in QEMU after the move", lambda: heartbeats(host.printed()))
+    if any(beat["errors"] for beat in beats):
+        raise SystemExit("the guest found errors in its memory in QEMU")
+    return max(beats[0]["gap_us"], beats[0]["io_us"]) / 1000
+
+
+def qemu_precopy(root, mib, times, cmdline=IDLE):
+    """That many migrations of one guest by QEMU's pre-copy; the figures are QEMU's, the gap the guest's."""
     port = free_port()
-    hosts = [Qemu(root, "q0", mib)]
+    hosts = [Qemu(root, "q0", mib, cmdline)]
     rows = []
     try:
-        wait_for("QEMU's guest to fill its memory", lambda: filled(hosts[0].serial))
+        wait_for("QEMU's guest to fill its memory", lambda: "FILLED" in hosts[0].printed())
         for turn in range(times):
             ballast = Ballast(mib + 256)
             ballast.release()
-            target = Qemu(root, f"q{turn + 1}", mib, "-incoming", f"tcp:127.0.0.1:{port}")
+            target = Qemu(root, f"q{turn + 1}", mib, cmdline, "-incoming", f"tcp:127.0.0.1:{port}")
             hosts.append(target)
             source = hosts[0]
             source.do("migrate-set-parameters", **{"downtime-limit": 10, "max-bandwidth": 1 << 40})
@@ -82,8 +91,10 @@ def qemu_precopy(root, mib, times):
             state = wait_for("QEMU's migration", done)
             if state["status"] != "completed":
                 raise SystemExit(f"QEMU: {state}")
-            rows.append({"duration_ms": state["total-time"], "downtime_ms": state["downtime"]})
+            rows.append({"duration_ms": state["total-time"], "downtime_ms": state["downtime"], "guest_gap_ms": guest_gap_ms(target),
+                         "pages_sent": state["ram"]["normal"] + state["ram"]["duplicate"]})
             hosts.pop(0).close()
+            os.unlink(source.serial)
     finally:
         for host in hosts:
             host.close()

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The techniques side by side, at several dirty rates: migrations by `live`, `suspend` and `precopy`, and the pauses of
-generations (`replicate`) and of templates of the running guest, all in one run. JSON on standard output, a table on standard
-error, and with --svg DIR one plot for each figure.
+"""The techniques side by side, at several dirty rates: migrations by `live`, `suspend` and `precopy`, QEMU's pre-copy of the same guest
+(`-accel kvm -M microvm -cpu qemu64,-cx16`, downtime limit 10 ms), and the pauses of generations (`replicate`) and of templates of the
+running guest, all in one run. JSON on standard output, a table on standard error, and with --svg DIR one plot for each figure.
 
 A guest filled with incompressible data rewrites pages of its working set at the rate. What it saw itself (the largest gap in a spin
-on its TSC) stands beside each downtime. bench/qemu.py has QEMU's pre-copy of the same guest in one run with ours."""
+on its TSC) stands beside each downtime. Full copies begin with warm memory (lab.Ballast): else a host that takes freed memory away is
+what is measured. Where qemu-system-x86_64 is not installed, its rows are absent and the JSON says so."""
 import argparse
 import json
 import math
@@ -14,9 +15,10 @@ import sys
 import tempfile
 
 from migrate import figures, move, summary, wait_warm
+from qemu import qemu_precopy
 from lab import GUEST, Daemon, heartbeats, wait_for, wait_steps  # noqa: E402  (migrate.py has set the path)
 
-COLORS = {"live": "#1f77b4", "suspend": "#2ca02c", "precopy": "#d62728", "generation": "#9467bd", "template": "#8c564b"}
+COLORS = {"live": "#1f77b4", "suspend": "#2ca02c", "precopy": "#d62728", "qemu": "#ff7f0e", "generation": "#9467bd", "template": "#8c564b"}
 
 
 def generations(a, b, options):
@@ -45,12 +47,42 @@ def templates(host, times):
             "pause_pages": summary([m["pause_pages"] for m in made])}
 
 
+def mib_of(memory):
+    return int(memory[:-1]) * {"M": 1, "G": 1024}[memory[-1]]
+
+
+def cmdline_of(options, rate):
+    return f"seed=5 ws={options.ws} rate={rate} beat=50 cpu={options.cpu}"
+
+
 def one(options, memory, rate, root):
+    row = fvmm(options, memory, rate, root)
+    if not options.qemu:
+        return row
+    if not shutil.which("qemu-system-x86_64"):
+        return {**row, "qemu_absent": "qemu-system-x86_64 is not installed"}
+    row["qemu"] = qemu_precopy(root, mib_of(memory), options.qemu, cmdline_of(options, rate))
+    return {**row, "against_qemu": ratios(row)}
+
+
+def ratios(row):
+    """Durations of full copies over those by delta, and what creating the template adds: after how many moves it has paid."""
+    out = {}
+    for mode in ("live", "suspend"):
+        ours, theirs = row[mode]["duration_ms"]["median"], row["qemu"]["duration_ms"]["median"]
+        out[mode] = {"duration": round(theirs / ours, 1), "downtime": round(
+                         row["qemu"]["downtime_ms"]["median"] / row[mode]["downtime_ms"]["median"], 2),
+                     "guest_gap": round(row["qemu"]["guest_gap_ms"]["median"] / row[mode]["guest_gap_ms"]["median"], 2),
+                     "duration_with_template": round(theirs / (ours + row["base_create_ms"]), 2),
+                     "paid_back_after": math.ceil(row["base_create_ms"] / (theirs - ours)) if theirs > ours else None}
+    return out
+
+
+def fvmm(options, memory, rate, root):
     a = Daemon(f"A-{memory}-{rate}", root, [memory])
     b = Daemon(f"B-{memory}-{rate}", root, [memory])
     try:
-        cmdline = f"seed=5 ws={options.ws} rate={rate} beat=50 cpu={options.cpu}"
-        a.ctl("vm", "create", "web", "--memory", memory, "--kernel", GUEST, "--cmdline", cmdline, "--start")
+        a.ctl("vm", "create", "web", "--memory", memory, "--kernel", GUEST, "--cmdline", cmdline_of(options, rate), "--start")
         wait_for("the guest to fill its memory", lambda: "FILLED" in a.serial("web"))
         base = a.ctl("template", "create", "base", "--from", "web")
         b.ctl("template", "import", f"{a.state}/templates/base", "--link")
@@ -58,6 +90,7 @@ def one(options, memory, rate, root):
         out = {"memory": memory, "rate": rate, "ws_mib": options.ws, "base_create_ms": base["duration_ms"],
                "base_pause_ms": base["pause_ms"]}
         hosts = [a, b]
+        options.ballast = mib_of(memory) + 256 if options.precopy else 64
         for mode, times in (("live", options.times), ("suspend", options.times), ("generation", 0), ("precopy", options.precopy)):
             if mode == "generation":  # before precopy, which leaves the VM on no template
                 out[mode] = generations(a, b, options)
@@ -82,7 +115,7 @@ def table(rows):
     lines = [f"{'memory':>7} {'rate/s':>7} {'technique':<11} {'pages':>8} {'duration ms':>12} {'downtime ms':>12} {'worst':>8} {'guest saw':>10}"]
     for row in rows:
         head = f"{row['memory']:>7} {row['rate']:>7} "
-        for mode in ("live", "suspend", "precopy"):
+        for mode in ("live", "suspend", "precopy", "qemu"):
             if mode in row:
                 r = row[mode]
                 lines.append(head + f"{mode:<11} {r['pages_sent']['median']:>8.0f} {r['duration_ms']['median']:>12.2f} "
@@ -90,6 +123,9 @@ def table(rows):
         g, t = row["generation"], row["template"]
         lines.append(head + f"{'generation':<11} {g['pages']:>8} {'':>12} {g['pause_ms']['median']:>12.2f} {g['pause_ms']['max']:>8.2f}")
         lines.append(head + f"{'template':<11} {'':>8} {t['duration_ms']['median']:>12.2f} {t['pause_ms']['median']:>12.2f} {t['pause_ms']['max']:>8.2f}")
+        for mode, r in row.get("against_qemu", {}).items():
+            lines.append(head + f"QEMU / {mode}: duration {r['duration']} x, downtime {r['downtime']} x, gap seen by the guest {r['guest_gap']} x; with the "
+                         f"creation of the template {r['duration_with_template']} x, paid back after {r['paid_back_after']} move(s)")
     return "\n".join(lines)
 
 
@@ -120,13 +156,17 @@ def svg(title, series, labels):
     return "\n".join(parts) + "\n</svg>\n"
 
 
+FULL = ("live", "suspend", "precopy", "qemu")
+
+
 def plots(rows, directory):
     os.makedirs(directory, exist_ok=True)
     labels = [f"{row['memory']}, {row['rate']}/s" for row in rows]
-    for figure, title, names in (("downtime_ms", "downtime, ms (median)", ("live", "suspend", "precopy")),
-                                 ("duration_ms", "duration, ms (median)", ("live", "suspend", "precopy")),
+    for figure, title, names in (("downtime_ms", "downtime, ms (median)", FULL),
+                                 ("duration_ms", "duration, ms (median)", FULL),
                                  ("pause_ms", "pause of the guest, ms (median)", ("generation", "template"))):
-        series = {name: [row[name][figure]["median"] if name in row else None for row in rows] for name in names}
+        series = {name: [row[name][figure]["median"] if name in row else None for row in rows]
+                  for name in names if any(name in row for row in rows)}
         with open(os.path.join(directory, figure.replace("_ms", "") + ".svg"), "w") as out:
             out.write(svg(title, series, labels))
 
@@ -143,7 +183,7 @@ def main():
     parser.add_argument("--interval-ms", type=int, default=200)
     parser.add_argument("--templates", type=int, default=5)
     parser.add_argument("--max-downtime", default="5ms")
-    parser.add_argument("--ballast", type=int, default=0, metavar="MIB", help="as in bench/migrate.py")
+    parser.add_argument("--qemu", type=int, default=2, help="migrations by QEMU's pre-copy; 0: none")
     parser.add_argument("--svg", metavar="DIR", help="write plots there")
     options = parser.parse_args()
     root = tempfile.mkdtemp(prefix="fvmm-bench-")
