@@ -15,10 +15,15 @@ namespace fvmm::cli {
 namespace {
 
 struct CreateOptions {
-  std::string name, memory, kernel, initrd, cmdline, cpu_template;
+  std::string name, memory, kernel, initrd, cmdline, cpu_template, tracking;
   std::uint32_t vcpus = 1;
   bool start = false;
 };
+
+void add_tracking(CLI::App& command, std::string& tracking, const std::string& otherwise) {
+  command.add_option("--tracking", tracking, "How its delta is known: log or scan; " + otherwise)
+      ->check(CLI::IsMember({"log", "scan"}));
+}
 
 int create(Session& session, const CreateOptions& options) {
   const auto memory = parse_bytes(options.memory);
@@ -32,6 +37,7 @@ int create(Session& session, const CreateOptions& options) {
   config.set_initrd(absolute_path(options.initrd));
   config.set_cmdline(options.cmdline);
   config.set_cpu_template(options.cpu_template);
+  config.set_tracking(options.tracking);
   request.set_start(options.start);
   v1::VmInfo answer;
   return session.call("fvmm.v1.Vms/Create", request, answer, kCallTimeout,
@@ -48,6 +54,7 @@ void add_create(CLI::App& vm, Chosen& chosen) {
   command.add_option("--initrd", options->initrd, "Initial RAM file system");
   command.add_option("--cmdline", options->cmdline, "Kernel command line");
   command.add_option("--cpu-template", options->cpu_template, "host, baseline or pvm; chosen by the host when absent");
+  add_tracking(command, options->tracking, "log by default");
   command.add_flag("--start", options->start, "Start it at once");
   command.callback([&chosen, options] { chosen = [options](Session& session) { return create(session, *options); }; });
 }
@@ -106,7 +113,7 @@ void add_list_and_show(CLI::App& vm, Chosen& chosen) {
 }
 
 struct CloneOptions {
-  std::string name, from;
+  std::string name, from, tracking;
   std::uint32_t count = 1;
   bool start = false;
 };
@@ -117,6 +124,7 @@ void add_clone(CLI::App& vm, Chosen& chosen) {
   command.add_option("NAME", options->name, "Name of the clone")->required();
   command.add_option("--template", options->from, "Template")->required();
   command.add_option("--count", options->count, "How many")->check(CLI::Range(1U, 10000U))->capture_default_str();
+  add_tracking(command, options->tracking, "the template's when absent");
   command.add_flag("--start", options->start, "Start them at once");
   command.callback([&chosen, options] {
     chosen = [options](Session& session) {
@@ -124,6 +132,7 @@ void add_clone(CLI::App& vm, Chosen& chosen) {
       request.set_name(options->name);
       request.set_template_(options->from);
       request.set_count(options->count);
+      request.set_tracking(options->tracking);
       request.set_start(options->start);
       v1::VmList answer;
       return session.call("fvmm.v1.Vms/Clone", request, answer, kLongCallTimeout,
@@ -193,7 +202,8 @@ void print_vm(std::ostream& out, const v1::VmInfo& vm) {
       {"initrd", config.initrd()},
       {"cmdline", config.cmdline()},
       {"template", template_label(vm.template_())},
-      {"delta pages", std::to_string(vm.delta_pages())},
+      {"tracking", config.tracking().empty() ? "log" : config.tracking()},
+      {"delta pages", vm.delta_unknown() ? "not known: found when needed" : std::to_string(vm.delta_pages())},
       {"worker pid", vm.worker_pid() == 0 ? "" : std::to_string(vm.worker_pid())},
       {"console", vm.console_path()},
       {"serial bytes", std::to_string(vm.serial_bytes())},

@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/units.h"
 #include "memory/layout.h"
+#include "memory/tracking.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -84,6 +85,7 @@ Status check_config(const v1::VmConfig& config) {
     return Error(Errc::kInvalidArgument, fmt::format("unknown CPU template \"{}\"; there are {}", config.cpu_template(),
                                                      fmt::join(kCpuTemplates, ", ")));
   }
+  FVMM_TRY(memory::parse_tracking(config.tracking()));
   return {};
 }
 

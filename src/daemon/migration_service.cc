@@ -8,6 +8,7 @@
 #include "daemon/checks.h"
 #include "daemon/spawner.h"
 #include "daemon/template_service.h"
+#include "memory/tracking.h"
 #include "migration/generation_line.h"
 #include "migration/source.h"
 
@@ -181,9 +182,11 @@ Status MigrationService::leave(Claim& claim, const std::string& peer, v1::Migrat
     if (session) record.set_fencing_token(std::max(record.fencing_token(), session->fencing_token()));
   }));
   if (auto worker = claim.detach()) {
+    const v1::VmConfig config = claim.view().record.config();
     const bool on_template = result.mode() != "precopy" && !result.template_().empty();
-    if (on_template) {
-      const v1::VmConfig config = claim.view().record.config();
+    // Under `scan` the peer counts nothing from the first entry on: nothing kept here would make the way back shorter.
+    const bool counted = config.tracking() != to_string(memory::Tracking::kScan);
+    if (on_template && counted) {
       result.set_way_back(migration::way_back_line(config));
       way_backs_.begin(std::move(worker), config);
     } else {

@@ -6,6 +6,7 @@
 #include "daemon/call_worker.h"
 #include "daemon/checks.h"
 #include "daemon/spawner.h"
+#include "memory/tracking.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -55,6 +56,9 @@ Result<v1::VmInfo> VmService::create(const v1::CreateVmRequest& request, const D
   v1::VmRecord record;
   *record.mutable_config() = request.config();
   record.mutable_config()->set_id(Id::random().raw());
+  // Written down: it goes with the VM to hosts whose default is another.
+  if (record.config().tracking().empty())
+    record.mutable_config()->set_tracking(std::string(to_string(memory::kDefaultTracking)));
   record.set_state(v1::VM_CREATED);
   record.set_fencing_token(1);
   FVMM_TRY(check_config(record.config()));

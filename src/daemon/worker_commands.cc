@@ -61,6 +61,8 @@ Result<v1::WorkerInfo> Worker::info() {
   if (auto* serial = serial_.load()) now.set_serial_bytes(serial->total_bytes());
   auto held = slot_.take("info", GuestSlot::Stay::kBrief);
   if (!held || held->empty()) return now;
+  now.set_delta_unknown(!(*held)->machine->dirty().ready());
+  if (now.delta_unknown()) return now;  // a look is no reason to find it
   FVMM_TRY((*held)->machine->dirty().harvest());
   const std::uint64_t delta = (*held)->since_base->pending().count();
   now.set_delta_pages(delta);

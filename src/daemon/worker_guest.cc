@@ -16,6 +16,7 @@ Result<std::shared_ptr<vmm::Vm>> Worker::take_warm(const v1::VmConfig& config) {
   }
   const std::lock_guard lock(warm_mutex_);
   if (!warm_) return Error(Errc::kFailedPrecondition, "this worker has already been given a VM");
+  FVMM_TRY(warm_->set_tracking(FVMM_TRY(memory::parse_tracking(config.tracking()))));  // nothing is mapped yet: cheap
   return std::shared_ptr<vmm::Vm>(std::move(warm_));
 }
 

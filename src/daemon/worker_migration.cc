@@ -87,8 +87,9 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
   const v1::MigrateRequest& wanted = request.request();
   const v1::VmState before = board_.get().state();
   before_migration_ = before;
-  const Plan plan = FVMM_TRY(choose_mode(wanted, guest));
   migration::SourceOptions options;
+  options.scan = FVMM_TRY(migration::find_delta(*guest.machine));
+  const Plan plan = FVMM_TRY(choose_mode(wanted, guest));
   options.mode = plan.mode;
   options.why_mode = plan.why;
   options.peer = wanted.to();

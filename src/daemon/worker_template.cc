@@ -171,9 +171,11 @@ Result<v1::TemplateInfo> Worker::create_template(const v1::WorkerTemplateRequest
   GuestSlot::Held held = FVMM_TRY(slot_.take("template create"));
   if (held.empty()) return no_guest();
   FVMM_TRY(check_usable(board_.get()));
+  const auto scan = FVMM_TRY(migration::find_delta(*held->machine));
   TemplateOfGuest work(*held, request);
   v1::TemplateInfo answer = FVMM_TRY(engine.name == "stop" ? work.stop() : work.running(engine.name));
   show(*held);
+  answer.set_scan_ms(to_ms(scan));
   answer.set_engine(engine.name);
   answer.set_why_engine(engine.why);
   answer.set_duration_ms(to_ms(std::chrono::steady_clock::now() - began));

@@ -68,6 +68,8 @@ class DirtySource {
   DirtySource& operator=(DirtySource&&) = delete;
   /// ORs the pages written since the last call into `out`, and re-arms them before it returns: read pages only after.
   virtual Status harvest(Bitmap& out) = 0;
+  /// False: the next harvest is a long one, which has to find out first what nobody has logged. Never in a pause.
+  [[nodiscard]] virtual bool ready() const { return true; }
 };
 
 /// Harvests from the sources and feeds every reader. Owner: the thread that owns the VM.
@@ -100,6 +102,8 @@ class DirtyTracker {
   /// One harvest of guest and device bits, OR-ed into every reader. On error no bit is lost: what was read is
   /// delivered. Without readers the sources are re-armed all the same and the bits are nobody's.
   Status harvest();
+  /// As DirtySource::ready(): false while nobody knows what has been written.
+  [[nodiscard]] bool ready() const { return kvm_ == nullptr || kvm_->ready(); }
 
  private:
   std::uint64_t pages_;

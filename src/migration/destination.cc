@@ -170,6 +170,7 @@ Status DestinationSession::load() {
 // What arrived is what the source will seal, and nothing has been written here yet: the state is loaded after this.
 void DestinationSession::note_way_back() {
   if (hello_.template_().id().empty() || hello_.from().empty()) return;
+  if (!guest_->machine->dirty().ready()) return;  // tracking `scan`: nobody counts from here on
   guest_->way_back.emplace();
   guest_->way_back->generation = session_;
   guest_->way_back->peer = hello_.from();

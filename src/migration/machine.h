@@ -2,6 +2,7 @@
 // back.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -38,6 +39,15 @@ class Machine {
   virtual Status load_state(const v1::MachineState& state) = 0;
   [[nodiscard]] virtual v1::CpuIdentity cpu() const = 0;
 };
+
+/// Makes the delta known where nothing was logged so far (tracking `scan`): before a pause, never in one. How long that
+/// took; zero when it was known.
+inline Result<std::chrono::nanoseconds> find_delta(Machine& machine) {
+  if (machine.dirty().ready()) return std::chrono::nanoseconds(0);
+  const auto began = std::chrono::steady_clock::now();
+  FVMM_TRY(machine.dirty().harvest());
+  return std::chrono::steady_clock::now() - began;
+}
 
 /// The memory with which a VM arrived, which the host that it came from keeps as a generation: going back there, only
 /// what was written since has to travel. docs/techniques.md.

@@ -31,11 +31,12 @@ SourceSession::SourceSession(Guest& guest, SourceOptions options, Transport& tra
       transport_(transport),
       journal_(journal),
       deadline_(Deadline::after(options_.timeout)),
-      began_(std::chrono::steady_clock::now()),
+      began_(std::chrono::steady_clock::now() - options_.scan),
       phase_began_(began_),
       pacer_(options_.bandwidth_bytes_s) {
   FVMM_CHECK(!options_.by_way_back || (guest_.way_back && options_.mode != Mode::kPrecopy), "there is a way back");
   options_.connections = std::clamp(options_.connections, 1U, kConnectionsMax);
+  if (options_.scan.count() != 0) phase_done("scan");
 }
 
 SourceSession::~SourceSession() = default;

@@ -63,6 +63,7 @@ struct SourceOptions {
   std::string peer_test_hook;           // travels in the Hello
   StepHook on_step;
   std::function<void(const v1::MigrateEvent&)> on_event;  // progress; on the session's thread
+  std::chrono::nanoseconds scan{};                        // spent on find_delta() for this session: counts as its time
   SourceWaits waits{};                                    // shorter in tests
 };
 

@@ -12,11 +12,47 @@ constexpr std::uint64_t kWordsPerChunk = kClearChunkPages / 64;
 
 }  // namespace
 
-DirtyLog::DirtyLog(int vm_fd, memory::Layout layout, bool manual_protect)
-    : vm_fd_(vm_fd), layout_(layout), manual_protect_(manual_protect) {
+DirtyLog::DirtyLog(int vm_fd, memory::Layout layout, const std::byte* host_base, const KvmFeatures& features)
+    : vm_fd_(vm_fd),
+      layout_(layout),
+      host_base_(host_base),
+      manual_protect_(features.manual_dirty_log),
+      initially_set_(features.dirty_log_initially_set) {
   std::uint64_t longest = 0;
   for (unsigned i = 0; i < layout_.slot_count(); ++i) longest = std::max(longest, layout_.slot(i).bytes / kPageBytes);
   words_.resize((longest + 63) / 64);
+}
+
+Status DirtyLog::set_slots(std::uint32_t flags) {
+  for (unsigned i = 0; i < layout_.slot_count(); ++i) {
+    const memory::Slot slot = layout_.slot(i);
+    kvm_userspace_memory_region region{};
+    region.slot = i;
+    region.flags = flags;
+    region.guest_phys_addr = slot.guest_address;
+    region.memory_size = slot.bytes;
+    region.userspace_addr = reinterpret_cast<std::uint64_t>(host_base_ + slot.ram_offset);
+    FVMM_TRY(kvm_ioctl(vm_fd_, KVM_SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", &region));
+  }
+  return {};
+}
+
+Status DirtyLog::create() {
+  return set_slots(KVM_MEM_LOG_DIRTY_PAGES);
+}
+
+Status DirtyLog::enable() {
+  if (initially_set_) {  // asked for only here: a log that begins with the guest begins empty
+    kvm_enable_cap enable{};
+    enable.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
+    enable.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+    FVMM_TRY(kvm_ioctl(vm_fd_, KVM_ENABLE_CAP, "KVM_ENABLE_CAP(DIRTY_LOG_INITIALLY_SET)", &enable));
+  }
+  return set_slots(KVM_MEM_LOG_DIRTY_PAGES);
+}
+
+Status DirtyLog::disable() {
+  return set_slots(0);
 }
 
 Status DirtyLog::harvest(memory::Bitmap& out) {

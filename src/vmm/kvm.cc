@@ -47,7 +47,9 @@ Result<Kvm> Kvm::open() {
   }
   kvm.features_.pvm = ::access("/sys/module/kvm_pvm", F_OK) == 0;
   kvm.features_.sregs2 = kvm.check_extension(KVM_CAP_SREGS2) != 0;
-  kvm.features_.manual_dirty_log = (kvm.check_extension(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) & 1) != 0;
+  const int manual = kvm.check_extension(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
+  kvm.features_.manual_dirty_log = (manual & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0;
+  kvm.features_.dirty_log_initially_set = kvm.features_.manual_dirty_log && (manual & KVM_DIRTY_LOG_INITIALLY_SET) != 0;
   kvm.features_.tsc_scaling = kvm.check_extension(KVM_CAP_TSC_CONTROL) != 0;
   kvm.features_.clock_realtime = (kvm.check_extension(KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME) != 0;
   kvm.features_.exception_payload = kvm.check_extension(KVM_CAP_EXCEPTION_PAYLOAD) != 0;

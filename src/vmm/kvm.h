@@ -20,10 +20,11 @@ struct KvmFeatures {
   bool pvm = false;     // /sys/module/kvm_pvm: guest kernel code is emulated
   bool sregs2 = false;  // KVM_CAP_SREGS2
   bool manual_dirty_log = false;
-  bool tsc_scaling = false;         // KVM_CAP_TSC_CONTROL
-  bool clock_realtime = false;      // KVM_CAP_ADJUST_CLOCK offers KVM_CLOCK_REALTIME
-  bool exception_payload = false;   // KVM_CAP_EXCEPTION_PAYLOAD: a pending exception is told from an injected one
-  bool triple_fault_event = false;  // KVM_CAP_X86_TRIPLE_FAULT_EVENT: a pending triple fault can be saved
+  bool dirty_log_initially_set = false;  // KVM_DIRTY_LOG_INITIALLY_SET: a log turned on protects nothing at once
+  bool tsc_scaling = false;              // KVM_CAP_TSC_CONTROL
+  bool clock_realtime = false;           // KVM_CAP_ADJUST_CLOCK offers KVM_CLOCK_REALTIME
+  bool exception_payload = false;        // KVM_CAP_EXCEPTION_PAYLOAD: a pending exception is told from an injected one
+  bool triple_fault_event = false;       // KVM_CAP_X86_TRIPLE_FAULT_EVENT: a pending triple fault can be saved
   std::uint32_t xsave_bytes = 4096;
   std::uint32_t run_bytes = 0;  // of the kvm_run mapping
 };

@@ -72,7 +72,9 @@ Status Vm::build() {
   std::uint64_t identity = kIdentityMapAddress;
   FVMM_TRY(kvm_ioctl(fd, KVM_SET_IDENTITY_MAP_ADDR, "KVM_SET_IDENTITY_MAP_ADDR", &identity));
   FVMM_TRY(kvm_ioctl(fd, KVM_SET_TSS_ADDR, "KVM_SET_TSS_ADDR", static_cast<unsigned long>(kTssAddress)));
-  FVMM_TRY(add_memslots());
+  dirty_log_ = std::make_unique<DirtyLog>(fd, memory_->layout(), memory_->host_base(), kvm_.features());
+  // Logged from the first instruction, when enabling is free: nothing is mapped yet, so nothing has to be protected.
+  FVMM_TRY(dirty_log_->create());
   FVMM_TRY(kvm_ioctl(fd, KVM_CREATE_IRQCHIP, "KVM_CREATE_IRQCHIP"));
   kvm_pit_config pit{};
   pit.flags = KVM_PIT_SPEAKER_DUMMY;
@@ -82,24 +84,8 @@ Status Vm::build() {
   }
   throttle_ = std::make_unique<Throttle>(vcpus_);
   host_tsc_khz_ = tsc_khz_ = FVMM_TRY(vmm::tsc_khz(vcpus_[0]->fd()));
-  dirty_log_ = std::make_unique<DirtyLog>(fd, memory_->layout(), kvm_.features().manual_dirty_log);
-  tracker_ =
-      std::make_unique<memory::DirtyTracker>(memory_->layout().pages(), dirty_log_.get(), memory_->device_marks());
-  return {};
-}
-
-// Logged from the first instruction, when enabling is free: nothing is mapped yet, so nothing has to be protected.
-Status Vm::add_memslots() {
-  for (unsigned i = 0; i < memory_->layout().slot_count(); ++i) {
-    const memory::Slot slot = memory_->layout().slot(i);
-    kvm_userspace_memory_region region{};
-    region.slot = i;
-    region.flags = KVM_MEM_LOG_DIRTY_PAGES;
-    region.guest_phys_addr = slot.guest_address;
-    region.memory_size = slot.bytes;
-    region.userspace_addr = reinterpret_cast<std::uint64_t>(memory_->host_base() + slot.ram_offset);
-    FVMM_TRY(kvm_ioctl(fd_.get(), KVM_SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", &region));
-  }
+  tracked_ = std::make_unique<memory::TrackedLog>(*dirty_log_, *memory_);
+  tracker_ = std::make_unique<memory::DirtyTracker>(memory_->layout().pages(), tracked_.get(), memory_->device_marks());
   return {};
 }
 

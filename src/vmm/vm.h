@@ -21,6 +21,7 @@
 #include "devices/serial.h"
 #include "memory/dirty.h"
 #include "memory/guest_memory.h"
+#include "memory/tracking.h"
 #include "proto/state.pb.h"
 #include "vmm/boot.h"
 #include "vmm/cpuid.h"
@@ -59,6 +60,8 @@ class Vm {
   Status attach_devices(devices::SerialOutput::Options serial_log);
   /// CPUID of every vCPU. Once, before boot() or load_state().
   Status set_cpu(const CpuidTable& table);
+  /// How its writes are tracked; logged unless this says otherwise. Once, before memory is mapped.
+  Status set_tracking(memory::Tracking tracking) { return tracked_->choose(tracking); }
   /// The guest's TSC frequency, which starts as the host's. Before load_state(), so that a frequency that this host
   /// cannot give is refused before any pause: kFailedPrecondition. load_state() would do it, too.
   Status set_tsc_khz(std::uint32_t khz);
@@ -84,6 +87,7 @@ class Vm {
 
   [[nodiscard]] memory::GuestMemory& memory() { return *memory_; }
   [[nodiscard]] memory::DirtyTracker& dirty() { return *tracker_; }
+  [[nodiscard]] const memory::TrackedLog& tracked() const { return *tracked_; }
   [[nodiscard]] const Kvm& kvm() const { return kvm_; }
   [[nodiscard]] const VmShape& shape() const { return shape_; }
   [[nodiscard]] const CpuidTable& cpuid() const { return cpuid_; }
@@ -95,7 +99,6 @@ class Vm {
  private:
   Vm(Kvm kvm, VmShape shape, UniqueFd fd, std::unique_ptr<memory::GuestMemory> memory, VmStopped on_stopped);
   Status build();
-  Status add_memslots();
   struct TscPlace {
     enum class How { kLeave, kOffset, kValue };
     How how = How::kLeave;
@@ -117,6 +120,7 @@ class Vm {
   std::unique_ptr<memory::GuestMemory> memory_;
   VmStopped on_stopped_;
   std::unique_ptr<DirtyLog> dirty_log_;
+  std::unique_ptr<memory::TrackedLog> tracked_;
   std::unique_ptr<memory::DirtyTracker> tracker_;
   devices::Bus ports_{"port"};
   devices::Bus mmio_{"mmio"};

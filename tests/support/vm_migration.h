@@ -52,11 +52,16 @@ inline v1::VmConfig vm_config(std::uint64_t memory_bytes) {
   return config;
 }
 
-/// Boots one of our guests, logged from its first page, and runs it.
+/// Boots one of our guests, logged from its first page unless `tracking` says otherwise, and runs it.
 inline Result<std::unique_ptr<migration::Guest>> running_guest(const std::string& name, std::uint64_t memory_bytes,
-                                                               const std::string& options) {
-  auto vm = FVMM_TRY(boot_vm(name, memory_bytes, options));
+                                                               const std::string& options,
+                                                               memory::Tracking tracking = memory::Tracking::kLog) {
+  auto vm = FVMM_TRY(make_vm(memory_bytes));
+  FVMM_TRY(vm->set_tracking(tracking));
+  FVMM_TRY(vm->memory().map_zero());
+  FVMM_TRY(vm->boot({.kernel = test::guest(name), .initrd = "", .cmdline = cmdline_for(*vm, options)}));
   auto guest = guest_of(std::move(vm), vm_config(memory_bytes));
+  guest->config.set_tracking(std::string(to_string(tracking)));
   FVMM_TRY(guest->machine->resume());
   return guest;
 }
@@ -92,6 +97,7 @@ inline migration::MakeGuest replica_maker(const memory::TemplateStore* store) {
   return [store](const v1::PeerHello& hello) -> Result<std::unique_ptr<migration::Guest>> {
     auto vm = FVMM_TRY(vmm::Vm::create({.memory_bytes = hello.vm().memory_bytes(), .vcpus = 1},
                                        [](const vmm::VcpuStop& stop) { ADD_FAILURE() << "stopped: " << stop.report; }));
+    FVMM_TRY(vm->set_tracking(FVMM_TRY(memory::parse_tracking(hello.vm().tracking()))));
     FVMM_TRY(vm->set_tsc_khz(hello.cpu().tsc_khz()));
     FVMM_TRY(vm->attach_devices({}));
     FVMM_TRY(vm->set_cpu(FVMM_TRY(vmm::unpack_cpuid(hello.cpu().cpuid()))));

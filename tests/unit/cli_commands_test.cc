@@ -120,9 +120,9 @@ class CliCommands : public testing::Test {
 
 TEST_F(CliCommands, CreateSendsEveryOptionWithAbsolutePaths) {
   EXPECT_EQ(sent({"vm", "create", "web1", "--memory", "8G", "--vcpus", "1", "--kernel", "/boot/x/../guest", "--initrd",
-                  "/i", "--cmdline", "console=ttyS0 quiet", "--cpu-template", "pvm", "--start"}),
+                  "/i", "--cmdline", "console=ttyS0 quiet", "--cpu-template", "pvm", "--tracking", "scan", "--start"}),
             "config { name: \"web1\" memory_bytes: 8589934592 vcpus: 1 kernel: \"/boot/guest\" initrd: \"/i\" cmdline: "
-            "\"console=ttyS0 quiet\" cpu_template: \"pvm\" } start: true");
+            "\"console=ttyS0 quiet\" cpu_template: \"pvm\" tracking: \"scan\" } start: true");
   const std::string relative = sent({"vm", "create", "web1", "--memory", "16M", "--kernel", "guest.elf"});
   EXPECT_NE(relative.find("kernel: \"" + (std::filesystem::current_path() / "guest.elf").string() + "\""),
             std::string::npos);

@@ -65,6 +65,19 @@ TEST(CheckConfig, UnknownCpuTemplateIsRefusedWithTheKnownOnes) {
   EXPECT_NE(checked.error().message().find("host, baseline, pvm"), std::string::npos);
 }
 
+TEST(CheckConfig, UnknownTrackingIsRefusedWithTheKnownOnes) {
+  auto config = test::vm_record("web1", v1::VM_CREATED).config();
+  for (const auto* known : {"", "log", "scan"}) {
+    config.set_tracking(known);
+    EXPECT_TRUE(check_config(config)) << known;
+  }
+  config.set_tracking("guess");
+  const auto checked = check_config(config);
+  ASSERT_FALSE(checked);
+  EXPECT_EQ(checked.error().code(), Errc::kInvalidArgument);
+  EXPECT_NE(checked.error().message().find("log, scan"), std::string::npos);
+}
+
 TEST(CheckFits, TakesAllThatIsAvailableAndNamesBothSizesPastIt) {
   auto config = test::vm_record("web1", v1::VM_CREATED).config();
   config.set_memory_bytes(1 * kGiB);
