@@ -89,6 +89,11 @@ TEST_F(DaemonTracking, AReplicatedScanningVmIsRecoveredWhole) {
   EXPECT_TRUE(b_->verified_after_now("web"));
 }
 
+TEST_F(DaemonTracking, WithoutAWordItLogsAndSaysSo) {
+  ASSERT_EQ(a_->ctl({"vm", "create", "web", "--memory", "64M", "--kernel", guest("workload.elf")}).code, 0);
+  EXPECT_EQ(tracking(*a_, "web"), "log");
+}
+
 TEST_F(DaemonTracking, AnUnknownKindIsAUsageError) {
   const Ctl refused =
       a_->ctl({"vm", "create", "web", "--memory", "64M", "--kernel", guest("workload.elf"), "--tracking", "guess"});
