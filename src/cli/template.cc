@@ -29,7 +29,11 @@ void print_template(std::ostream& out, const v1::TemplateInfo& info) {
       {"kind", info.kind()}};
   if (!info.parent().empty()) {
     rows.push_back({"parent", info.parent()});
-    rows.push_back({"chain", fmt::format("{} below, {} runs", info.chain(), info.runs())});
+    rows.push_back({"chain", fmt::format("{} below", info.chain())});
+    rows.push_back({"runs", std::to_string(info.runs())});
+    rows.push_back(
+        {"mappable", info.mappable() ? "yes" : "no: the shortest runs are read into memory until it is folded"});
+    if (!info.folding().empty()) rows.push_back({"folding", info.folding()});
   }
   if (!info.engine().empty()) {
     rows.push_back({"engine", fmt::format("{}: {}", info.engine(), info.why_engine())});

@@ -6,6 +6,7 @@
 #include <sys/file.h>
 
 #include <cerrno>
+#include <utility>
 
 #include "base/file.h"
 
@@ -45,7 +46,14 @@ Status Daemon::open_state(const DaemonOptions& options) {
   refused_ = FVMM_TRY(SessionLedger::open(state / "sessions-refused", kRefusedSessionsMax));
   registry_ = FVMM_TRY(Registry::open(state, *settled_));
   store_ = std::make_unique<memory::TemplateStore>(FVMM_TRY(memory::TemplateStore::open(state / "templates")));
-  return store_->sweep();
+  FVMM_TRY(store_->sweep());
+  auto folds = BackgroundFold::start(*store_);
+  if (folds) {
+    folds_ = std::move(*folds);
+  } else {
+    spdlog::warn("{}", folds.error().message());
+  }
+  return {};
 }
 
 Status Daemon::open_workers(const DaemonOptions& options) {
@@ -80,7 +88,7 @@ Status Daemon::open_services(const DaemonOptions& options, std::optional<UniqueF
                                               options.state_directory, options.test_hooks}));
   }
   vms_ = std::make_unique<VmService>(*registry_, *pool_, *supervisor_, *store_, options.test_hooks);
-  templates_ = std::make_unique<TemplateService>(*registry_, *store_);
+  templates_ = std::make_unique<TemplateService>(*registry_, *store_, folds_.get());
   MigrationService::Options migrations;
   migrations.listen = listen();
   migrations.test_hooks = options.test_hooks;

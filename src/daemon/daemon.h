@@ -8,6 +8,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "control/server.h"
+#include "daemon/background_fold.h"
 #include "daemon/host_service.h"
 #include "daemon/incoming.h"
 #include "daemon/migration_service.h"
@@ -54,6 +55,7 @@ class Daemon {
   std::unique_ptr<SessionLedger> refused_;
   std::unique_ptr<Registry> registry_;
   std::unique_ptr<memory::TemplateStore> store_;
+  std::unique_ptr<BackgroundFold> folds_;  // null: the kernel could not
   std::unique_ptr<ExecSpawner> spawner_;
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<Supervisor> supervisor_;

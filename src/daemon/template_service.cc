@@ -25,6 +25,7 @@ v1::TemplateInfo to_proto(const memory::TemplateInfo& info) {
   if (!info.parent_digest.none()) out.set_parent(info.parent_name);
   out.set_chain(info.chain == 0 ? 0 : info.chain - 1);
   out.set_runs(info.runs);
+  out.set_mappable(info.is_mappable());
   return out;
 }
 
@@ -62,12 +63,22 @@ Result<v1::TemplateInfo> TemplateService::create(const v1::CreateTemplateRequest
 
 Result<v1::TemplateList> TemplateService::list() const {
   v1::TemplateList out;
-  for (const auto& info : FVMM_TRY(store_.list())) *out.add_templates() = to_proto(info);
+  for (const auto& info : FVMM_TRY(store_.list())) {
+    v1::TemplateInfo& one = *out.add_templates() = to_proto(info);
+    if (folds_ != nullptr && info.is_delta()) one.set_folding(folds_->state(info.name));
+  }
   return out;
 }
 
 Result<v1::TemplateInfo> TemplateService::show(const std::string& name) const {
-  return to_proto(FVMM_TRY(store_.show(name)));
+  memory::TemplateInfo info = FVMM_TRY(store_.show(name));
+  if (info.is_delta()) {
+    const auto opened = memory::OpenTemplate::open(info.directory);  // counts the runs; damage is for verify to tell
+    if (opened) info.runs = opened->info().runs;
+  }
+  v1::TemplateInfo out = to_proto(info);
+  if (folds_ != nullptr && info.is_delta()) out.set_folding(folds_->state(name));
+  return out;
 }
 
 Result<v1::VerifyReport> TemplateService::verify(const std::string& name) const {
@@ -80,9 +91,15 @@ Result<v1::VerifyReport> TemplateService::verify(const std::string& name) const 
   return out;
 }
 
+Status TemplateService::remove_from_store(const std::string& name) {
+  Status removed = store_.remove(name);
+  const bool in_use = !removed && removed.error().code() == Errc::kFailedPrecondition;
+  return in_use && folds_ != nullptr && folds_->let_go(name) ? store_.remove(name) : removed;
+}
+
 // What is kept for the way back of VMs that have left is worth less than the wish to remove its template.
 Status TemplateService::remove(const std::string& name) {
-  Status removed = store_.remove(name);
+  Status removed = remove_from_store(name);
   if (removed || removed.error().code() != Errc::kFailedPrecondition) return removed;
   auto all = FVMM_TRY(store_.list());
   std::ranges::sort(all, std::greater(), &memory::TemplateInfo::generation);
@@ -90,7 +107,7 @@ Status TemplateService::remove(const std::string& name) {
   for (const auto& info : all) {
     if (migration::is_of_line(info, migration::way_back_line(info.config))) gone |= store_.remove(info.name).ok();
   }
-  return gone ? store_.remove(name) : removed;
+  return gone ? remove_from_store(name) : removed;
 }
 
 Result<v1::TemplateInfo> TemplateService::import(const v1::ImportRequest& request) {
@@ -128,6 +145,7 @@ Result<migration::PushStats> push_with_parents(const memory::TemplateStore& stor
 }
 
 Result<v1::TemplateInfo> TemplateService::fold(const std::string& name) {
+  if (folds_ != nullptr) folds_->let_go(name);  // with somebody waiting for it, it need not be gentle
   return to_proto(FVMM_TRY(store_.fold(name)));
 }
 

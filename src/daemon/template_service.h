@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "control/server.h"
+#include "daemon/background_fold.h"
 #include "daemon/registry.h"
 #include "memory/template_store.h"
 #include "migration/template_push.h"
@@ -36,7 +37,9 @@ Result<net::Endpoint> parse_peer(const std::string& text);
 /// Owner: the daemon. Thread: any.
 class TemplateService {
  public:
-  TemplateService(Registry& registry, memory::TemplateStore& store) : registry_(registry), store_(store) {}
+  /// @param folds  may be null: nothing is folded in the background
+  TemplateService(Registry& registry, memory::TemplateStore& store, BackgroundFold* folds)
+      : registry_(registry), store_(store), folds_(folds) {}
 
   void bind(control::Server& server);
 
@@ -45,7 +48,7 @@ class TemplateService {
   [[nodiscard]] Result<v1::TemplateList> list() const;
   Result<v1::TemplateInfo> show(const std::string& name) const;
   Result<v1::VerifyReport> verify(const std::string& name) const;
-  Status remove(const std::string& name);
+  Status remove(const std::string& name);  // a fold in the background does not stand in its way
   Result<v1::TemplateInfo> fold(const std::string& name);
   /// Removes generations of ours (NAME@G) that nothing maps, descends from or refers to; those of VMs replicated to
   /// this host keep their newest.
@@ -55,8 +58,10 @@ class TemplateService {
   Result<v1::PushEvent> push(const v1::PushRequest& request, const std::function<bool(const v1::PushEvent&)>& progress);
 
  private:
+  Status remove_from_store(const std::string& name);
   Registry& registry_;
   memory::TemplateStore& store_;
+  BackgroundFold* const folds_;
 };
 
 }  // namespace fvmm::daemon

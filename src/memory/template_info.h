@@ -16,6 +16,9 @@ namespace fvmm::memory {
 inline constexpr std::uint32_t kChainMax = 256;
 /// Overlay runs of a resolved chain that are mapped over its base; of more, the short ones are read instead.
 inline constexpr std::uint64_t kMappableRunsMax = 1024;
+/// Generations of a chain, base included, past which it is folded in the background: opening costs two descriptors
+/// each.
+inline constexpr std::uint32_t kFoldChainMax = 32;
 
 struct TemplateInfo {
   Id id;
@@ -42,6 +45,7 @@ struct TemplateInfo {
   std::uint32_t chain = 1;        // generations that opening it needs, at most kChainMax; 0: its parent is missing
 
   [[nodiscard]] bool is_delta() const { return kind == v1::TEMPLATE_DELTA; }
+  [[nodiscard]] bool is_mappable() const { return runs <= kMappableRunsMax; }  // all of its runs
 };
 
 /// The name that the store gives to a generation: "web", 4 -> "web@4"; "web@3", 4 -> "web@4". Users' names have no '@'.

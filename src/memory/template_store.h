@@ -10,6 +10,7 @@
 
 #include "base/id.h"
 #include "base/result.h"
+#include "base/units.h"
 #include "memory/digest.h"
 #include "memory/layout.h"
 #include "memory/open_template.h"
@@ -18,6 +19,13 @@
 #include "proto/template.pb.h"
 
 namespace fvmm::memory {
+
+/// How a long copy within the store goes about its work.
+struct Rewriting {
+  std::function<bool()> stop{};  // asked every kRewritePieceBytes: kCancelled, and the template is as it was
+  bool gentle = false;           // waits for the disk after each piece, so that other writers do not queue behind it
+};
+inline constexpr std::uint64_t kRewritePieceBytes = 16 * kMiB;
 
 /// All templates of one host. Thread: any; the directory is the truth, nothing is cached.
 /// Several processes (fvmmd and its workers) may hold the same store open.
@@ -76,8 +84,9 @@ class TemplateStore {
   /// Makes a base of a delta: same name, id, generation, digest, state and time of creation, no parent needed any more.
   /// Files that anybody maps do not change: a new directory takes the old one's place in one step, pins carry over, and
   /// a crash leaves either. No-op for a base. Blocks are shared with the base where the filesystem can (reflink), else
-  /// copied. Errors: those of OpenTemplate::open(); kResourceExhausted; kAborted while somebody else folds it.
-  Result<TemplateInfo> fold(const std::string& name);
+  /// copied. Errors: those of OpenTemplate::open(); kResourceExhausted; kAborted while somebody else folds it;
+  /// kCancelled.
+  Result<TemplateInfo> fold(const std::string& name, const Rewriting& how = {});
 
   /// Makes one delta of all deltas down to the first generation that a person named (no '@'), or to the base: their
   /// union, which is all that it costs. Same name, id, generation, digest, state, time of creation, and the same swap

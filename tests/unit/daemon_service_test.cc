@@ -30,7 +30,7 @@ class ServiceTest : public testing::Test {
     pool_ = *WorkerPool::open(spawner_, {.per_recent_shape = 0});
     supervisor_ = std::make_unique<Supervisor>(*registry_, stop_);
     vms_ = std::make_unique<VmService>(*registry_, *pool_, *supervisor_, *store_, false);
-    templates_ = std::make_unique<TemplateService>(*registry_, *store_);
+    templates_ = std::make_unique<TemplateService>(*registry_, *store_, nullptr);
     MigrationService::Options options;
     options.ask = [this](const v1::SessionRecord&) -> Result<v1::SessionAnswer> {
       if (peer_says_.empty()) return Error(Errc::kUnavailable, "connection refused");
