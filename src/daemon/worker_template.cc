@@ -75,8 +75,7 @@ class TemplateOfGuest {
     since->put_back(guest_.since_base->pending());
     auto store = FVMM_TRY(memory::TemplateStore::open(request_.store_directory()));
     memory::TemplateWriter writer = FVMM_TRY(begin_captured(store, since->pending().count()));  // room for it, first
-    const auto staged = FVMM_TRY(
-        migration::StagedPages::create(request_.store_directory(), guest_.machine->memory().layout().ram_bytes()));
+    const auto staged = FVMM_TRY(stage(writer));
     const migration::Capture taken =
         FVMM_TRY(engine == "cow" ? cow(*since, *staged) : migration::chase(*guest_.machine, *since, *staged));
     answer_.set_pause_ms(to_ms(taken.pause));
@@ -129,10 +128,23 @@ class TemplateOfGuest {
                               .pages_expected = pages});
   }
 
+  // Pages of a base have their place in its memory file from the beginning and are written once; those of a delta lie
+  // one after another in the end, and nobody knows yet which they will be.
+  Result<std::unique_ptr<migration::StagedPages>> stage(const memory::TemplateWriter& writer) const {
+    const std::uint64_t ram_bytes = guest_.machine->memory().layout().ram_bytes();
+    if (writer.capture_file() >= 0) return migration::StagedPages::over(writer.capture_file(), ram_bytes);
+    return migration::StagedPages::create(request_.store_directory(), ram_bytes);
+  }
+
   static Result<memory::TemplateInfo> write_captured(memory::TemplateWriter& writer, const migration::Capture& taken,
                                                      migration::StagedPages& staged) {
     FVMM_TRY(staged.settle(), "captured pages");
-    return seal(writer, taken.pages, staged, taken.state);
+    if (writer.capture_file() < 0) return seal(writer, taken.pages, staged, taken.state);
+    for (const memory::PageRange& range : taken.pages.ranges(kTemplateChunkPages)) {
+      FVMM_TRY(writer.add_captured(range.first, staged.pages(range)));
+    }
+    FVMM_TRY(writer.set_machine_state(taken.state));
+    return writer.seal();
   }
 
   Status adopt(const memory::TemplateInfo& info) {

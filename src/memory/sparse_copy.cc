@@ -69,7 +69,9 @@ Status copy_data(int from, std::uint64_t from_offset, int to, std::uint64_t to_o
   return {};
 }
 
-Status punch(int file, std::uint64_t offset, std::uint64_t bytes) {
+}  // namespace
+
+Status punch_hole(int file, std::uint64_t offset, std::uint64_t bytes) {
   constexpr int kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
   if (::fallocate(file, kPunch, static_cast<off_t>(offset), static_cast<off_t>(bytes)) == 0) return {};
   if (!is_unsupported(errno)) return Error(Errc::kIo, "punch a hole", errno);
@@ -81,15 +83,13 @@ Status punch(int file, std::uint64_t offset, std::uint64_t bytes) {
   return {};
 }
 
-}  // namespace
-
 Status copy_sparse(int from, std::uint64_t from_offset, int to, std::uint64_t to_offset, std::uint64_t bytes,
                    Holes holes) {
   const std::uint64_t end = from_offset + bytes;
   for (std::uint64_t at = from_offset; at < end;) {
     const Extent data = FVMM_TRY(next_data(from, at, end));
     const std::uint64_t target = to_offset + (at - from_offset);
-    if (holes == Holes::kPunch && data.begin > at) FVMM_TRY(punch(to, target, data.begin - at));
+    if (holes == Holes::kPunch && data.begin > at) FVMM_TRY(punch_hole(to, target, data.begin - at));
     FVMM_TRY(copy_data(from, data.begin, to, target + (data.begin - at), data.end - data.begin));
     at = data.end;
   }

@@ -19,6 +19,9 @@ enum class Holes : std::uint8_t {
 Status copy_sparse(int from, std::uint64_t from_offset, int to, std::uint64_t to_offset, std::uint64_t bytes,
                    Holes holes);
 
+/// Makes a hole, or zeros where the filesystem has no holes. kIo.
+Status punch_hole(int file, std::uint64_t offset, std::uint64_t bytes);
+
 /// All of one file as the content of another, blocks shared. False where the filesystem cannot.
 bool clone_file(int from, int to);
 

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "memory/hash_table.h"
+#include "memory/sparse_copy.h"
 #include "memory/template_directory.h"
 #include "memory/template_format.h"
 #include "memory/template_room.h"
@@ -93,7 +94,8 @@ struct TemplateWriter::State {
 
   static Result<TemplateWriter> create(v1::TemplateManifest start, std::optional<OpenTemplate> below,
                                        const std::filesystem::path& directory);
-  Status add(PageIndex first, std::span<const std::byte> bytes);
+  Status add(PageIndex first, std::span<const std::byte> bytes, Bytes where);
+  Status punch_zeros(PageIndex first, std::span<const std::byte> bytes);
   Status write_run(std::uint64_t file_page, std::span<const std::byte> bytes);
   void extend_runs(PageRange pages, std::uint64_t file_page);
   Status finish_files(const Digest* expected);
@@ -124,14 +126,15 @@ Result<TemplateWriter> TemplateWriter::State::create(v1::TemplateManifest start,
 }
 
 /// Zero test, hash and large writes, page after page; a run of writes ends at a zero page or at its limit.
-Status TemplateWriter::State::add(PageIndex first, std::span<const std::byte> bytes) {
+Status TemplateWriter::State::add(PageIndex first, std::span<const std::byte> bytes, Bytes where) {
   const std::uint64_t count = bytes.size() / kPageBytes;
   const std::uint64_t file_page = parent ? hashed_pages : first;  // where bytes[0] goes
   std::uint64_t run = 0;                                          // pages of the open run, which ends just before `i`
   for (std::uint64_t i = 0; i <= count; ++i) {
     const bool stored = i < count && !is_zero_page(page_at(bytes, i));
     if (run > 0 && (!stored || run == kRunPagesMax)) {
-      FVMM_TRY(write_run(file_page + i - run, bytes.subspan((i - run) * kPageBytes, run * kPageBytes)));
+      const auto written = bytes.subspan((i - run) * kPageBytes, run * kPageBytes);
+      if (where == Bytes::kToWrite) FVMM_TRY(write_run(file_page + i - run, written));
       run = 0;
     }
     if (i == count || (!stored && !parent)) continue;
@@ -143,6 +146,20 @@ Status TemplateWriter::State::add(PageIndex first, std::span<const std::byte> by
   }
   if (parent && count > 0) extend_runs({.first = first, .count = count}, file_page);
   next = first + count;
+  return where == Bytes::kInPlace ? punch_zeros(first, bytes) : Status();
+}
+
+/// Zeros that were captured give their blocks back: what is a hole is neither read nor sent.
+Status TemplateWriter::State::punch_zeros(PageIndex first, std::span<const std::byte> bytes) {
+  const std::uint64_t count = bytes.size() / kPageBytes;
+  for (std::uint64_t i = 0, zeros = 0; i <= count; ++i) {
+    if (i < count && is_zero_page(page_at(bytes, i))) {
+      ++zeros;
+    } else if (zeros > 0) {
+      FVMM_TRY(punch_hole(payload.get(), (first + i - zeros) * kPageBytes, zeros * kPageBytes));
+      zeros = 0;
+    }
+  }
   return {};
 }
 
@@ -215,6 +232,19 @@ TemplateWriter::TemplateWriter(TemplateWriter&&) noexcept = default;
 TemplateWriter::~TemplateWriter() = default;
 
 Status TemplateWriter::add_pages(PageIndex first, std::span<const std::byte> bytes) {
+  return add_checked(first, bytes, Bytes::kToWrite);
+}
+
+Status TemplateWriter::add_captured(PageIndex first, std::span<const std::byte> bytes) {
+  if (capture_file() < 0) return Error(Errc::kFailedPrecondition, "a delta has no file that pages are captured into");
+  return add_checked(first, bytes, Bytes::kInPlace);
+}
+
+int TemplateWriter::capture_file() const {
+  return state_->manifest.kind() == v1::TEMPLATE_DELTA ? -1 : state_->payload.get();
+}
+
+Status TemplateWriter::add_checked(PageIndex first, std::span<const std::byte> bytes, Bytes where) {
   State& state = *state_;
   if (state.spent) return Error(Errc::kFailedPrecondition, "this template has failed or is sealed");
   const std::uint64_t count = bytes.size() / kPageBytes;
@@ -223,7 +253,7 @@ Status TemplateWriter::add_pages(PageIndex first, std::span<const std::byte> byt
     return Error(Errc::kInvalidArgument, fmt::format("{} bytes at page {}: pages {} to {} may follow, in whole pages",
                                                      bytes.size(), first, state.next, pages));
   }
-  Status status = state.add(first, bytes);
+  Status status = state.add(first, bytes, where);
   if (status) return {};
   state.spent = true;
   state.staging.discard();

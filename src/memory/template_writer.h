@@ -28,6 +28,13 @@ class TemplateWriter {
   /// straight from `bytes`, which must not change meanwhile. When the disk is full (kResourceExhausted) or fails (kIo)
   /// everything written is removed at once and the writer is spent.
   Status add_pages(PageIndex first, std::span<const std::byte> bytes);
+  /// Of a base, before anything is added: its memory file, for pages that are captured straight into it, each at its
+  /// own place, in any order and as often as wanted. Each of them is then added by add_captured(). Of a delta: -1.
+  /// Valid until this object ends; written to after seal() it is no template any more.
+  [[nodiscard]] int capture_file() const;
+  /// add_pages() for pages that lie in capture_file(): `bytes` shows them there. They are hashed and not written again;
+  /// pages of zeros become holes.
+  Status add_captured(PageIndex first, std::span<const std::byte> bytes);
   /// Of a base that was folded elsewhere (NewTemplate::folded): the hashes of its delta, ascending, in any pieces. The
   /// digest is computed from them; seal() refuses them (kDataLoss) when they are not those of the pages.
   Status add_delta_hashes(std::span<const HashEntry> entries);
@@ -44,6 +51,8 @@ class TemplateWriter {
  private:
   friend class TemplateStore;
   struct State;
+  enum class Bytes : std::uint8_t { kToWrite, kInPlace };
+  Status add_checked(PageIndex first, std::span<const std::byte> bytes, Bytes where);
   explicit TemplateWriter(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };

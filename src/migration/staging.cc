@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "base/check.h"
-#include "base/unique_fd.h"
+#include "base/file.h"
 
 namespace fvmm::migration {
 
@@ -18,14 +18,24 @@ Result<std::unique_ptr<StagedPages>> StagedPages::create(const std::filesystem::
   UniqueFd file(::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   if (!file) return Error(Errc::kIo, "a nameless file in " + directory.string(), errno);
   if (::ftruncate(file.get(), static_cast<off_t>(guest_bytes)) != 0) return Error(Errc::kIo, "ftruncate", errno);
-  void* const base = ::mmap(nullptr, guest_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+  return map(std::move(file), guest_bytes, Stays::kNo);
+}
+
+Result<std::unique_ptr<StagedPages>> StagedPages::over(int memory_file, std::uint64_t guest_bytes) {
+  UniqueFd file(::fcntl(memory_file, F_DUPFD_CLOEXEC, 0));
+  if (!file) return Error(Errc::kIo, "duplicate the memory file", errno);
+  return map(std::move(file), guest_bytes, Stays::kYes);
+}
+
+Result<std::unique_ptr<StagedPages>> StagedPages::map(UniqueFd file, std::uint64_t bytes, Stays stays) {
+  void* const base = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.get(), 0);
   if (base == MAP_FAILED) return Error(Errc::kResourceExhausted, "map the staging file", errno);
-  return std::unique_ptr<StagedPages>(new StagedPages(file.release(), static_cast<std::byte*>(base), guest_bytes));
+  return std::unique_ptr<StagedPages>(
+      new StagedPages(std::move(file), static_cast<const std::byte*>(base), bytes, stays));
 }
 
 StagedPages::~StagedPages() {
-  ::munmap(base_, bytes_);
-  ::close(file_);
+  ::munmap(const_cast<std::byte*>(base_), bytes_);
 }
 
 Status StagedPages::put(memory::PageRange range, const std::byte* bytes) {
@@ -63,13 +73,14 @@ Status StagedPages::settle() {
 }
 
 Status StagedPages::store(memory::PageRange range, const std::byte* bytes) {
-  const auto offset = static_cast<off_t>(range.first * kPageBytes);
   const std::uint64_t length = range.count * kPageBytes;
-  if (::fallocate(file_, 0, offset, static_cast<off_t>(length)) != 0) {
-    return Error(errno == ENOSPC || errno == EDQUOT ? Errc::kResourceExhausted : Errc::kIo,
-                 "room for captured pages in the store", errno);
-  }
-  std::memcpy(base_ + offset, bytes, length);
+  FVMM_TRY(write_all(file_.get(), {bytes, length}, range.first * kPageBytes), "captured pages, in the store");
+  if (stays_ == Stays::kNo) return {};
+  unflushed_bytes_ += length;
+  if (unflushed_bytes_ < kStagedWritebackBytes) return {};
+  unflushed_bytes_ = 0;
+  // Only a start, and only a hint: its failure shows in the fsync that counts. Length 0: from 0 to the end.
+  (void)::sync_file_range(file_.get(), 0, 0, SYNC_FILE_RANGE_WRITE);
   return {};
 }
 
