@@ -26,7 +26,8 @@ void print_template(std::ostream& out, const v1::TemplateInfo& info) {
       {"pages", std::to_string(info.pages())},
       {"pins", std::to_string(info.pins())},
       {"created", info.created()},
-      {"kind", info.kind()}};
+      {"kind", info.kind()},
+      {"template memory", info.template_memory()}};
   if (!info.parent().empty()) {
     rows.push_back({"parent", info.parent()});
     rows.push_back({"chain", fmt::format("{} below", info.chain())});
@@ -48,9 +49,9 @@ void print_template(std::ostream& out, const v1::TemplateInfo& info) {
 
 std::string template_table(const v1::TemplateList& list) {
   std::vector<std::vector<std::string>> rows{
-      {"NAME", "GENERATION", "KIND", "MEMORY", "STORED", "PAGES", "PINS", "CREATED"}};
+      {"NAME", "GENERATION", "KIND", "TEMPLATE MEMORY", "MEMORY", "STORED", "PAGES", "PINS", "CREATED"}};
   for (const v1::TemplateInfo& info : list.templates()) {
-    rows.push_back({info.ref().name(), std::to_string(info.ref().generation()), info.kind(),
+    rows.push_back({info.ref().name(), std::to_string(info.ref().generation()), info.kind(), info.template_memory(),
                     format_bytes(info.ref().memory_bytes()), format_bytes(info.stored_bytes()),
                     std::to_string(info.pages()), std::to_string(info.pins()), info.created()});
   }
@@ -58,7 +59,7 @@ std::string template_table(const v1::TemplateList& list) {
 }
 
 struct Options {
-  std::string name, vm, engine, to, directory;
+  std::string name, vm, engine, to, directory, memory;
   bool link = false;
 };
 
@@ -119,12 +120,15 @@ void add_create(CLI::App& parent, Chosen& chosen) {
   command.add_option("--from", options->vm, "VM")->required();
   command.add_option("--engine", options->engine, "How memory is captured")
       ->check(CLI::IsMember({"auto", "cow", "chase", "stop"}));
+  command.add_option("--template-memory", options->memory, "Where clones map it from: the disk's files, or RAM")
+      ->check(CLI::IsMember({"stored", "resident"}));
   command.callback([&chosen, options] {
     chosen = [options](Session& session) {
       v1::CreateTemplateRequest request;
       request.set_name(options->name);
       request.set_vm(options->vm);
       request.set_engine(options->engine);
+      request.set_template_memory(options->memory);
       v1::TemplateInfo answer;
       return session.call("fvmm.v1.Templates/Create", request, answer, kLongCallTimeout,
                           [&] { print_template(session.out(), answer); });
@@ -175,19 +179,24 @@ void add_push_and_import(CLI::App& parent, Chosen& chosen) {
   });
 }
 
-void add_fold_and_gc(CLI::App& parent, Chosen& chosen) {
+/// A command that takes a template's name and shows the template.
+void add_change(CLI::App& parent, Chosen& chosen, const char* word, const char* help, const char* method) {
   auto name = std::make_shared<std::string>();
-  CLI::App& fold = *parent.add_subcommand("fold", "Make a delta whole, so that it needs no parent; its identity stays");
-  fold.add_option("NAME", *name, "Template")->required();
-  fold.callback([&chosen, name] {
-    chosen = [name](Session& session) {
+  CLI::App& command = *parent.add_subcommand(word, help);
+  command.add_option("NAME", *name, "Template")->required();
+  command.callback([&chosen, name, method] {
+    chosen = [name, method](Session& session) {
       v1::TemplateName request;
       request.set_name(*name);
       v1::TemplateInfo answer;
-      return session.call("fvmm.v1.Templates/Fold", request, answer, kLongCallTimeout,
-                          [&] { print_template(session.out(), answer); });
+      return session.call(method, request, answer, kLongCallTimeout, [&] { print_template(session.out(), answer); });
     };
   });
+}
+
+void add_fold_and_gc(CLI::App& parent, Chosen& chosen) {
+  add_change(parent, chosen, "fold", "Make a delta whole, so that it needs no parent; its identity stays",
+             "fvmm.v1.Templates/Fold");
   parent.add_subcommand("gc", "Remove generations (NAME@G) that nothing uses or descends from")->callback([&chosen] {
     chosen = [](Session& session) {
       v1::GcReport answer;
@@ -227,6 +236,8 @@ void add_template_commands(CLI::App& app, Chosen& chosen) {
   add_list_and_show(parent, chosen);
   add_push_and_import(parent, chosen);
   add_fold_and_gc(parent, chosen);
+  add_change(parent, chosen, "load", "Make a template resident: checked, and in RAM (tmpfs)", "fvmm.v1.Templates/Load");
+  add_change(parent, chosen, "unload", "Make a resident template stored only, again", "fvmm.v1.Templates/Unload");
   add_remove_and_verify(parent, chosen);
 }
 

@@ -47,6 +47,9 @@ Status Daemon::open_state(const DaemonOptions& options) {
   registry_ = FVMM_TRY(Registry::open(state, *settled_));
   store_ = std::make_unique<memory::TemplateStore>(FVMM_TRY(memory::TemplateStore::open(state / "templates")));
   FVMM_TRY(store_->sweep());
+  const Status residents = store_->use_residents(resident_directory(options));
+  if (!residents && !options.resident_directory.empty()) return residents;
+  if (!residents) spdlog::warn("templates are stored only: {}", residents.error().message());
   auto folds = BackgroundFold::start(*store_);
   if (folds) {
     folds_ = std::move(*folds);

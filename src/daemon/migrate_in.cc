@@ -84,6 +84,7 @@ Status PeerListener::migrate_in(std::unique_ptr<net::Channel>& channel, const v1
     const memory::TemplateInfo base = FVMM_TRY(find_base(hello.template_(), context_.store));
     *record.mutable_template_() = to_ref(base);
     request.set_template_directory(base.directory.string());  // removed meanwhile: the worker rejects it
+    request.set_resident_file(base.resident_file.string());
   }
   Claim claim = FVMM_TRY(claim_incoming(hello, record, admission.returns));
   const Shape shape{hello.vm().memory_bytes(), hello.vm().vcpus()};

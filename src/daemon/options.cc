@@ -1,14 +1,19 @@
 #include "daemon/options.h"
 
 #include <fmt/format.h>
+#include <linux/magic.h>
+#include <sys/vfs.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <iostream>
 
+#include "base/file.h"
 #include "base/units.h"
 #include "daemon/host_service.h"
 #include "daemon/pool.h"
+#include "memory/digest.h"
 #include "memory/layout.h"
 
 namespace fvmm::daemon {
@@ -51,6 +56,16 @@ Result<std::filesystem::path> absolute(const std::string& text) {
 
 }  // namespace
 
+std::filesystem::path resident_directory(const DaemonOptions& options) {
+  if (!options.resident_directory.empty()) return options.resident_directory;
+  std::filesystem::path path = options.runtime_directory;
+  while (path.has_relative_path() && ::access(path.c_str(), F_OK) != 0) path = path.parent_path();
+  struct statfs info {};
+  if (::statfs(path.c_str(), &info) == 0 && info.f_type == TMPFS_MAGIC) return options.runtime_directory / "resident";
+  const memory::Digest state = memory::hash_bytes(as_bytes(options.state_directory.native()));
+  return std::filesystem::path("/dev/shm") / ("fvmm-" + state.hex().substr(0, 16));
+}
+
 Result<std::pair<Shape, unsigned>> parse_warm(const std::string& text) {
   const auto times = text.find('x');
   unsigned count = 1;
@@ -76,8 +91,11 @@ Invocation parse_command_line(int argc, const char* const* argv) {
   std::string runtime = options.runtime_directory.string();
   std::string state = options.state_directory.string();
   std::vector<std::string> warm;
+  std::string resident;
   app.add_option("--runtime-dir", runtime, "sockets; emptied by a reboot")->capture_default_str();
   app.add_option("--state-dir", state, "VM records, logs and templates")->capture_default_str();
+  app.add_option("--resident-dir", resident,
+                 "resident templates, on tmpfs; default: in the runtime directory if that is, else in /dev/shm");
   app.add_option("--listen", options.listen, "HOST:PORT for other fvmmds; loopback only until peers are authenticated");
   app.add_flag("--test-hooks", options.test_hooks, "allow poke and injected failures (never in production)");
   app.add_option("--warm", warm, "SIZE[xN]: keep N workers of that RAM size ready; may be given several times");
@@ -101,6 +119,11 @@ Invocation parse_command_line(int argc, const char* const* argv) {
   if (!runtime_path) return fail(runtime_path.error());
   const auto state_path = absolute(state);
   if (!state_path) return fail(state_path.error());
+  if (!resident.empty()) {
+    const auto resident_path = absolute(resident);
+    if (!resident_path) return fail(resident_path.error());
+    options.resident_directory = *resident_path;
+  }
   options.runtime_directory = *runtime_path;
   options.state_directory = *state_path;
   return options;

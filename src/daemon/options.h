@@ -17,11 +17,16 @@ namespace fvmm::daemon {
 struct DaemonOptions {
   std::filesystem::path runtime_directory = "/run/fvmm";
   std::filesystem::path state_directory = "/var/lib/fvmm";
-  std::string listen;  // HOST:PORT of the peer listener; empty: none
+  std::filesystem::path resident_directory;  // on tmpfs; empty: chosen by resident_directory()
+  std::string listen;                        // HOST:PORT of the peer listener; empty: none
   bool test_hooks = false;
   std::map<Shape, unsigned> warm;  // --warm SIZE[xN]
   unsigned warm_workers = 1;       // of each recently used shape
 };
+
+/// Where resident templates are when nobody says: below the runtime directory when that is on tmpfs, else in /dev/shm,
+/// under a name that belongs to the state directory.
+std::filesystem::path resident_directory(const DaemonOptions& options);
 
 /// "8G" -> one worker of 8 GiB; "8Gx2" -> two. kInvalidArgument names the text.
 Result<std::pair<Shape, unsigned>> parse_warm(const std::string& text);

@@ -26,6 +26,7 @@ v1::TemplateInfo to_proto(const memory::TemplateInfo& info) {
   out.set_chain(info.chain == 0 ? 0 : info.chain - 1);
   out.set_runs(info.runs);
   out.set_mappable(info.is_mappable());
+  out.set_template_memory(info.resident_file.empty() ? "stored" : "resident");
   return out;
 }
 
@@ -38,7 +39,29 @@ Result<net::Endpoint> parse_peer(const std::string& text) {
                            text));
 }
 
-Result<v1::TemplateInfo> TemplateService::create(const v1::CreateTemplateRequest& request, const Deadline& deadline) {
+Result<v1::TemplateInfo> TemplateService::create(const v1::CreateTemplateRequest& request, const Deadline& deadline,
+                                                 const std::function<bool()>& stop) {
+  const std::string& kind = request.template_memory();
+  if (!kind.empty() && kind != "stored" && kind != "resident") {
+    return Error(Errc::kInvalidArgument, fmt::format("template memory \"{}\"; there are stored and resident", kind));
+  }
+  v1::TemplateInfo made = FVMM_TRY(capture(request, deadline));
+  if (kind != "resident") return made;
+  FVMM_TRY(load(request.name(), stop), fmt::format("template {} is made, and stored", request.name()));
+  made.set_template_memory(kind);
+  return made;
+}
+
+Result<v1::TemplateInfo> TemplateService::load(const std::string& name, const std::function<bool()>& stop) {
+  const HostMemory host = FVMM_TRY(read_host_memory());
+  return to_proto(FVMM_TRY(store_.load(name, {.available_bytes = host.available, .stop = stop})));
+}
+
+Result<v1::TemplateInfo> TemplateService::unload(const std::string& name) {
+  return to_proto(FVMM_TRY(store_.unload(name)));
+}
+
+Result<v1::TemplateInfo> TemplateService::capture(const v1::CreateTemplateRequest& request, const Deadline& deadline) {
   FVMM_TRY(check_name("template", request.name()));
   if (const std::string& engine = request.engine();
       !engine.empty() && engine != "auto" && engine != "stop" && engine != "chase" && engine != "cow") {
@@ -194,8 +217,14 @@ void TemplateService::bind(control::Server& server) {
   using v1::TemplateInfo;
   using v1::TemplateName;
   server.unary<v1::CreateTemplateRequest, TemplateInfo>(
-      "fvmm.v1.Templates/Create",
-      [this](Call& call, const v1::CreateTemplateRequest& request) { return create(request, call.deadline()); });
+      "fvmm.v1.Templates/Create", [this](Call& call, const v1::CreateTemplateRequest& request) {
+        return create(request, call.deadline(), [&call] { return call.cancelled(); });
+      });
+  server.unary<TemplateName, TemplateInfo>("fvmm.v1.Templates/Load", [this](Call& call, const TemplateName& request) {
+    return load(request.name(), [&call] { return call.cancelled(); });
+  });
+  server.unary<TemplateName, TemplateInfo>(
+      "fvmm.v1.Templates/Unload", [this](Call&, const TemplateName& request) { return unload(request.name()); });
   server.unary<v1::Empty, v1::TemplateList>("fvmm.v1.Templates/List",
                                             [this](Call&, const v1::Empty&) { return list(); });
   server.unary<TemplateName, TemplateInfo>("fvmm.v1.Templates/Show",

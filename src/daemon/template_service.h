@@ -44,7 +44,12 @@ class TemplateService {
   void bind(control::Server& server);
 
   /// The VM's worker pauses it, writes the template into the store, seals it and rebases the VM on it.
-  Result<v1::TemplateInfo> create(const v1::CreateTemplateRequest& request, const Deadline& deadline);
+  /// @param stop  asked while it is made resident, if that was wanted: somebody has lost interest
+  Result<v1::TemplateInfo> create(const v1::CreateTemplateRequest& request, const Deadline& deadline,
+                                  const std::function<bool()>& stop = {});
+  /// Resident, or stored only. kResourceExhausted when this host lacks the RAM.
+  Result<v1::TemplateInfo> load(const std::string& name, const std::function<bool()>& stop = {});
+  Result<v1::TemplateInfo> unload(const std::string& name);
   [[nodiscard]] Result<v1::TemplateList> list() const;
   Result<v1::TemplateInfo> show(const std::string& name) const;
   Result<v1::VerifyReport> verify(const std::string& name) const;
@@ -58,6 +63,7 @@ class TemplateService {
   Result<v1::PushEvent> push(const v1::PushRequest& request, const std::function<bool(const v1::PushEvent&)>& progress);
 
  private:
+  Result<v1::TemplateInfo> capture(const v1::CreateTemplateRequest& request, const Deadline& deadline);
   Status remove_from_store(const std::string& name);
   Registry& registry_;
   memory::TemplateStore& store_;

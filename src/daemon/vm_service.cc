@@ -107,6 +107,7 @@ Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmV
   *request.mutable_config() = vm.record.config();
   request.set_vm_directory(vm.directory.string());
   request.set_template_directory(info.directory.string());
+  request.set_resident_file(info.resident_file.string());
   request.set_fencing_token(vm.record.fencing_token());
   request.set_run(true);
   return client.clone(request, deadline);

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include "daemon/worker_process.h"
+#include "memory/resident.h"
 #include "migration/template_ref.h"
 #include "vmm/cpuid.h"
 
@@ -105,7 +106,7 @@ Result<v1::WorkerInfo> Worker::clone(const v1::WorkerCloneRequest& request) {
   std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(request.config()));
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())), "template " + pin.info().name);
   FVMM_TRY(dress(vm, request.vm_directory(), cpu));
-  FVMM_TRY(vm->memory().map_template(pin.image()));
+  FVMM_TRY(vm->memory().map_template(memory::resident_or_stored(request.resident_file(), pin)));
   FVMM_TRY(vm->load_state(state), "template " + pin.info().name);
   auto guest = wrap(std::move(vm), request.config(), request.fencing_token(), std::move(pin));
   FVMM_TRY(start(*guest, request.run(), began));
@@ -129,7 +130,8 @@ Result<std::unique_ptr<migration::Guest>> Worker::make_replica(const v1::WorkerR
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())));
   FVMM_TRY(vm->set_tsc_khz(hello.cpu().tsc_khz()));
   FVMM_TRY(dress(vm, request.vm_directory(), cpu));
-  FVMM_TRY(pin ? vm->memory().map_template(pin->image()) : vm->memory().map_zero());
+  FVMM_TRY(pin ? vm->memory().map_template(memory::resident_or_stored(request.resident_file(), *pin))
+               : vm->memory().map_zero());
   return wrap(std::move(vm), hello.vm(), hello.fencing_token(), std::move(pin));
 }
 

@@ -32,6 +32,7 @@ struct TemplateInfo {
   std::string created;             // RFC 3339, UTC
   v1::VmConfig config;             // of the VM it was taken from
   std::filesystem::path directory;
+  std::filesystem::path resident_file;  // its memory on tmpfs; empty: it is only stored
 
   v1::TemplateKind kind = v1::TEMPLATE_BASE;
   Digest parent_digest;           // of the lineage; none(): no parent. A folded or squashed one keeps it

@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "base/file.h"
+#include "memory/resident.h"
 #include "memory/template_chain.h"
 #include "memory/template_directory.h"
 #include "memory/template_format.h"
@@ -60,12 +61,14 @@ Status TemplateStore::remove(const std::string& name) {
   const UniqueFd directory = FVMM_TRY(open_file(path, O_RDONLY | O_DIRECTORY), context);
   if (!is_template(directory.get())) return Error(Errc::kNotFound, context + ": not a template");
   const UniqueFd pin = FVMM_TRY(lock_for_removal(directory.get(), path), context);
-  FVMM_TRY(check_no_descendant(directory_, inspect(directory.get(), path), name), context);
+  const Result<Inspected> seen = inspect(directory.get(), path);
+  FVMM_TRY(check_no_descendant(directory_, seen, name), context);
   const fs::path trash = directory_ / (std::string(kTrashPrefix) + Id::random().hex());
   if (::rename(path.c_str(), trash.c_str()) != 0) {
     return Error(Errc::kIo, fmt::format("{}: rename to {}", context, trash.string()), errno);
   }
-  FVMM_TRY(fsync_path(directory_), context);  // gone for good, before the first file goes
+  FVMM_TRY(fsync_path(directory_), context);             // gone for good, before the first file goes
+  if (residents_ && seen) residents_->drop(seen->info);  // damaged: the next sweep finds it
   remove_tree(trash);
   return {};
 }

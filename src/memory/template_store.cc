@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "base/file.h"
+#include "memory/resident.h"
 #include "memory/template_chain.h"
 #include "memory/template_directory.h"
 #include "memory/template_format.h"
@@ -117,22 +118,31 @@ Status TemplateStore::sweep() {
 }
 
 Result<std::vector<TemplateInfo>> TemplateStore::list() const {
-  return sealed(directory_, Pins::kCount);
+  auto all = FVMM_TRY(sealed(directory_, Pins::kCount));
+  for (TemplateInfo& info : all) {
+    if (residents_) info.resident_file = residents_->find(info);
+  }
+  return all;
+}
+
+Result<TemplateInfo> TemplateStore::marked(Result<TemplateInfo> info) const {
+  if (info && residents_) info->resident_file = residents_->find(*info);
+  return info;
 }
 
 Result<TemplateInfo> TemplateStore::find(const std::string& name) const {
-  return look_up(directory_, name, Pins::kSkip);
+  return marked(look_up(directory_, name, Pins::kSkip));
 }
 
 Result<TemplateInfo> TemplateStore::show(const std::string& name) const {
-  return look_up(directory_, name, Pins::kCount);
+  return marked(look_up(directory_, name, Pins::kCount));
 }
 
 Result<TemplateInfo> TemplateStore::find(const Id& id, const Digest& digest) const {
   std::string other;  // name of one with this id and other content
   for (TemplateInfo& info : FVMM_TRY(sealed(directory_, Pins::kSkip))) {
     if (info.id != id) continue;
-    if (info.digest == digest) return std::move(info);
+    if (info.digest == digest) return marked(std::move(info));
     other = info.name;
   }
   if (other.empty()) return Error(Errc::kNotFound, fmt::format("no template {}", id.hex()));
@@ -142,9 +152,35 @@ Result<TemplateInfo> TemplateStore::find(const Id& id, const Digest& digest) con
 
 Result<TemplateInfo> TemplateStore::find_by_digest(const Digest& digest) const {
   for (TemplateInfo& info : FVMM_TRY(sealed(directory_, Pins::kSkip))) {
-    if (info.digest == digest) return std::move(info);
+    if (info.digest == digest) return marked(std::move(info));
   }
   return Error(Errc::kNotFound, fmt::format("no template with digest {}", digest.hex()));
+}
+
+Status TemplateStore::use_residents(fs::path directory) {
+  residents_ = FVMM_TRY(ResidentDirectory::open(std::move(directory)));
+  residents_->sweep(FVMM_TRY(list()));
+  return {};
+}
+
+Result<TemplateInfo> TemplateStore::load(const std::string& name, const LoadRoom& room) {
+  const std::string context = fmt::format("load template \"{}\"", name);
+  FVMM_TRY(check_stored_name(name));
+  if (!residents_) {
+    return Error(Errc::kFailedPrecondition, context +
+                                                ": this fvmmd has no --resident-dir on tmpfs, for example below "
+                                                "/dev/shm");
+  }
+  FVMM_TRY(residents_->load(FVMM_TRY(open_chain(directory_ / name), context), room), context);
+  return find(name);
+}
+
+Result<TemplateInfo> TemplateStore::unload(const std::string& name) {
+  const TemplateInfo info = FVMM_TRY(find(name));
+  const std::string context = fmt::format("unload template \"{}\"", name);
+  if (!residents_) return Error(Errc::kFailedPrecondition, context + ": it is not resident");
+  FVMM_TRY(residents_->unload(info), context);
+  return find(name);
 }
 
 }  // namespace fvmm::memory

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -26,6 +27,14 @@ struct Rewriting {
   bool gentle = false;           // waits for the disk after each piece, so that other writers do not queue behind it
 };
 inline constexpr std::uint64_t kRewritePieceBytes = 16 * kMiB;
+
+/// What making a template resident may use, and who may end it.
+struct LoadRoom {
+  std::uint64_t available_bytes = 0;  // of this host's RAM
+  std::function<bool()> stop{};       // asked for each MiB: kCancelled
+};
+
+class ResidentDirectory;
 
 /// All templates of one host. Thread: any; the directory is the truth, nothing is cached.
 /// Several processes (fvmmd and its workers) may hold the same store open.
@@ -78,7 +87,8 @@ class TemplateStore {
                             const Digest& digest) const;  // kNotFound, or kFailedPrecondition: same id, other content
   /// The first by name with this content. kNotFound.
   Result<TemplateInfo> find_by_digest(const Digest& digest) const;
-  /// kFailedPrecondition while pinned ("in use by N ...") or while a delta lies on it (named), kNotFound.
+  /// kFailedPrecondition while pinned ("in use by N ...") or while a delta lies on it (named), kNotFound. Its resident
+  /// file goes with it.
   Status remove(const std::string& name);
 
   /// Makes a base of a delta: same name, id, generation, digest, state and time of creation, no parent needed any more.
@@ -93,6 +103,15 @@ class TemplateStore {
   /// as in fold(); what lay between is needed no longer. No-op for a base and for what lies directly on such a
   /// generation. Errors: those of fold().
   Result<TemplateInfo> squash(const std::string& name);
+
+  /// From here on templates may be resident in that directory, which must be on tmpfs; what an earlier process loaded
+  /// for templates of this store is taken over, the rest removed. Errors: those of ResidentDirectory::open().
+  Status use_residents(std::filesystem::path directory);
+  /// Makes it resident: all of its memory checked and in RAM, in TemplateInfo::resident_file. No-op when it is. Errors:
+  /// those of OpenTemplate::open() and ResidentDirectory::load(); kFailedPrecondition without use_residents().
+  Result<TemplateInfo> load(const std::string& name, const LoadRoom& room);
+  /// Stored only, again. kFailedPrecondition while a VM maps the resident file, or when it is not resident.
+  Result<TemplateInfo> unload(const std::string& name);
 
   struct Collected {
     std::vector<TemplateInfo> removed;
@@ -123,7 +142,9 @@ class TemplateStore {
  private:
   explicit TemplateStore(std::filesystem::path directory) : directory_(std::move(directory)) {}
   static Result<VerifyReport> verify_open(const OpenTemplate& opened);
+  Result<TemplateInfo> marked(Result<TemplateInfo> info) const;
   std::filesystem::path directory_;
+  std::shared_ptr<ResidentDirectory> residents_;  // null: there are none
 };
 
 /// Test hook: called with the name of each step of seal() just before it ("fsync-memory", "write-manifest", "rename",

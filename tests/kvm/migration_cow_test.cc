@@ -10,32 +10,10 @@
 #include "support/stored_template.h"
 #include "support/userfault.h"
 #include "support/vm_migration.h"
+#include "support/witness.h"
 
 namespace fvmm {
 namespace {
-
-/// A machine that hashes its memory whenever its state is saved: in the pause, after KVM's own last write.
-class Witness final : public migration::Machine {
- public:
-  explicit Witness(migration::Machine& of) : of_(of) {}
-  memory::GuestMemory& memory() override { return of_.memory(); }
-  memory::DirtyTracker& dirty() override { return of_.dirty(); }
-  [[nodiscard]] bool paused() const override { return of_.paused(); }
-  Status pause() override { return of_.pause(); }
-  Status resume() override { return of_.resume(); }
-  void throttle(unsigned percent) override { of_.throttle(percent); }
-  Status load_state(const v1::MachineState& state) override { return of_.load_state(state); }
-  [[nodiscard]] v1::CpuIdentity cpu() const override { return of_.cpu(); }
-  Result<v1::MachineState> save_state() override {
-    auto state = FVMM_TRY(of_.save_state());
-    instant = memory::hash_bytes(of_.memory().pages({0, of_.memory().layout().pages()}));
-    return state;
-  }
-  memory::Digest instant;
-
- private:
-  migration::Machine& of_;
-};
 
 double us_since(std::chrono::steady_clock::time_point began) {
   return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - began).count();
@@ -121,7 +99,7 @@ TEST_F(CowVm, HundredsOfGenerationsUnderLoadAreEachOneInstant) {
   constexpr int kGenerations = 300;
   constexpr int kRunEvery = 25;
   start(kBytes, "seed=5 ws=8 rate=20000 beat=20");
-  Witness witness(machine());
+  testing::Witness witness(machine());
   testing::ImageSink image(kBytes / kPageBytes);
   std::uint64_t faults = 0;
   for (int generation = 0; generation < kGenerations; ++generation) {
@@ -152,7 +130,7 @@ TEST_F(CowVm, ASlowReceiverHoldsTheGuestBackAndNothingIsLost) {
   start(kBytes, "seed=6 ws=16 rate=50000 beat=20");
   copy_ = nullptr;
   copy_ = testing::instant_copy_of(machine().memory(), 4);
-  Witness witness(machine());
+  testing::Witness witness(machine());
   testing::ImageSink image(kBytes / kPageBytes);
   image.on_put = [](memory::PageRange range) {
     std::this_thread::sleep_for(std::chrono::microseconds(range.count * 200));
