@@ -6,9 +6,17 @@
 #include <cerrno>
 
 #include "base/file.h"
+#include "daemon/call_worker.h"
 #include "daemon/registry.h"
+#include "daemon/resolve.h"
 
 namespace fvmm::daemon {
+
+namespace {
+
+constexpr std::chrono::seconds kDepartureWait{5};  // for a worker's word about its own departure
+
+}  // namespace
 
 namespace fs = std::filesystem;
 
@@ -81,6 +89,21 @@ Status Claim::archive_session() {
                              view().record.config().name(), view().record.config().name()));
   }
   return registry_->ledger_.record(*session);
+}
+
+Status Claim::close_departure() {
+  const VmView vm = view();
+  auto session = read_session(vm.directory);
+  const bool open = session && session->outcome() == v1::OUTCOME_OPEN && session->role() == v1::ROLE_LEAVING;
+  if (!open || !vm.worker) return {};
+  v1::SessionQuery query;
+  query.set_session(session->session());
+  const auto answer = WorkerClient(vm.worker->socket()).ask_session(query, Deadline::after(kDepartureWait));
+  if (!answer) return {};
+  const PeerOutcome known = parse_outcome(*answer);
+  if (known == PeerOutcome::kUnknown) return {};
+  session->set_outcome(known == PeerOutcome::kStarted ? v1::OUTCOME_STARTED : v1::OUTCOME_ABORTED);
+  return write_session(vm.directory, *session);
 }
 
 Status Claim::begin_incoming(const v1::VmRecord& incoming) {

@@ -83,9 +83,9 @@ v1::SessionAnswer IncomingSessions::answer(const Id& session, const Deadline& de
   if (auto live = answer_live(session, deadline)) return *live;
   const RecordScan scan = scan_records(registry_, session);
   if (scan.record) {
-    // While it is open, a destination's worker decides the race between COMMIT and this question.
-    const bool open = scan.record->outcome() == v1::OUTCOME_OPEN;
-    const bool ask = open && scan.worker && scan.record->role() == v1::ROLE_MAY_START;
+    // While it is open, a destination's worker decides the race between COMMIT and this question; a source's knows what
+    // its disk did not take.
+    const bool ask = scan.record->outcome() == v1::OUTCOME_OPEN && scan.worker;
     return ask ? ask_worker(*scan.worker, session, deadline) : answer_of(*scan.record);
   }
   for (SessionLedger* ledger : {&settled_, &refused_}) {

@@ -149,6 +149,8 @@ Status MigrationService::settle(Claim& claim, const v1::MigrateRequest& request,
   }
   const auto info = WorkerClient(vm.worker->socket()).info(Deadline::after(kInfoWait));
   if (info) claim.note(*info);
+  const Status closed = claim.close_departure();
+  if (!closed) spdlog::error("VM {}: end of the hand-over: {}", request.vm(), closed.error().message());
   const auto session = read_session(vm.directory);
   const bool open = session && session->outcome() == v1::OUTCOME_OPEN;
   const bool moved = session && session->role() == v1::ROLE_LEAVING && session->outcome() == v1::OUTCOME_STARTED;
@@ -174,6 +176,9 @@ Status MigrationService::settle(Claim& claim, const v1::MigrateRequest& request,
 
 Status MigrationService::leave(Claim& claim, const std::string& peer, v1::MigrateResult& result) {
   const SteadyTime started = std::chrono::steady_clock::now();
+  // The worker's word, where it could not write it: once the worker is gone, nobody here would know. Until this works
+  // the worker stays, and answers.
+  FVMM_TRY(claim.close_departure(), "the VM has moved, but the end of the hand-over cannot be recorded");
   const auto session = read_session(claim.view().directory);
   FVMM_TRY(claim.change([&](v1::VmRecord& record) {
     record.set_state(v1::VM_MOVED);

@@ -142,7 +142,8 @@ void Supervisor::settle(Claim claim) {
       record.set_fencing_token(std::max(record.fencing_token(), vm.info.fencing_token()));
     };
     const bool runs = state == v1::VM_RUNNING || state == v1::VM_PAUSED;
-    status = replica && runs ? claim.finish_incoming(edit) : claim.change(edit);
+    if (state == v1::VM_MOVED) status = claim.close_departure();
+    if (status) status = replica && runs ? claim.finish_incoming(edit) : claim.change(edit);
     // Its record says what became of it before the worker goes: a restart in between finds the same.
     if (status && is_end(state)) {
       ended = claim.detach();

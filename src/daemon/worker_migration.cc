@@ -157,6 +157,7 @@ v1::MigrateResult Worker::run_session(migration::Guest& guest, migration::Source
   }
   const ScopeExit forget([this] {
     const std::lock_guard lock(session_mutex_);
+    left_ = {source_->id(), source_->state()};
     source_.reset();
   });
   v1::MigrateResult result = session->run();
@@ -237,12 +238,16 @@ Result<v1::Empty> Worker::add_connection(control::Call& call, const v1::WorkerAd
 // The end of an unknown hand-over, as the peer or an operator decided.
 Result<v1::WorkerInfo> Worker::settle(const v1::WorkerSettleRequest& request) {
   GuestSlot::Held held = FVMM_TRY(slot_.take("resolve"));
-  if (held.empty() || board_.get().state() != v1::VM_UNSETTLED) {
+  const v1::VmState state = board_.get().state();
+  // A departure that was aborted and could not be recorded: the guest runs, the record alone is open.
+  const bool runs = request.resume() && (state == v1::VM_RUNNING || state == v1::VM_PAUSED);
+  if (held.empty() || (state != v1::VM_UNSETTLED && !runs)) {
     return Error(Errc::kFailedPrecondition, "nothing is unsettled here");
   }
   auto record = FVMM_TRY(migration::read_session_record(vm_directory_));
   record.set_outcome(request.resume() ? v1::OUTCOME_ABORTED : v1::OUTCOME_STARTED);
   FVMM_TRY(migration::FileJournal(vm_directory_).write(record));
+  if (runs) return board_.get();
   if (!request.resume()) {
     board_.change([&](v1::WorkerInfo& info) {
       info.set_state(v1::VM_MOVED);
@@ -260,6 +265,8 @@ Result<v1::SessionAnswer> Worker::ask_session(const v1::SessionQuery& query) {
   std::shared_ptr<migration::DestinationSession> session;
   {
     const std::lock_guard lock(session_mutex_);
+    if (source_ && source_->id().raw() == query.session()) return migration::answer_of(source_->state());
+    if (left_ && left_->session.raw() == query.session()) return migration::answer_of(left_->state);
     session = destination_;
   }
   if (!session || session->id().raw() != query.session()) {

@@ -106,7 +106,12 @@ class Worker {
   };
   std::optional<Departed> departed_;  // with the guest in hand: it has left, against a template that we have
   std::mutex session_mutex_;
-  std::shared_ptr<migration::SourceSession> source_;             // session_mutex_; while one is under way
+  std::shared_ptr<migration::SourceSession> source_;  // session_mutex_; while one is under way
+  struct Left {
+    Id session;
+    migration::SourceState state{};
+  };
+  std::optional<Left> left_;                                     // session_mutex_; the last one that has ended
   std::unique_ptr<migration::FileJournal> destination_journal_;  // outlives destination_, which may still be asked
   std::shared_ptr<migration::DestinationSession> destination_;   // session_mutex_; kept for questions
   std::atomic<bool> stopping_{false};

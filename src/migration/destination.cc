@@ -202,7 +202,8 @@ void DestinationSession::settle() {
   const Status told = say(v1::PEER_STARTED);
   if (!told) spdlog::warn("STARTED could not be sent ({}); the source will ask", told.error().message());
   if (environment_.on_started) environment_.on_started(*guest_);
-  const Status recorded = write_record(v1::OUTCOME_STARTED);
+  const Status recorded =
+      write_last_record([this] { return write_record(v1::OUTCOME_STARTED); }, environment_.waits.record);
   if (!recorded) spdlog::error("record of the started session: {}", recorded.error().message());
   const auto settled = hear(v1::PEER_SETTLED, Deadline::after(environment_.waits.settled));
   if (!settled) spdlog::warn("the source did not settle the session: {}", settled.error().message());

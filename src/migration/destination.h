@@ -48,6 +48,7 @@ class DestinationSession {
     std::chrono::milliseconds settled{kSettledWait};
     std::chrono::milliseconds connections{kConnectionsWait};
     std::chrono::milliseconds start{kStartWait};
+    std::chrono::milliseconds record{kRecordWait};  // for the record STARTED, while the disk does not take it
   };
   struct Environment {
     MakeGuest make_guest;

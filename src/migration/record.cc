@@ -1,5 +1,9 @@
 #include "migration/record.h"
 
+#include <algorithm>
+#include <thread>
+
+#include "base/clock.h"
 #include "base/file.h"
 
 namespace fvmm::migration {
@@ -11,6 +15,17 @@ constexpr std::uint64_t kRecordBytesMax = 64 * 1024;
 
 Status FileJournal::write(const v1::SessionRecord& record) {
   return replace_file(path_, record.SerializeAsString());
+}
+
+Status write_last_record(const std::function<Status()>& write, std::chrono::milliseconds wait) {
+  const Deadline limit = Deadline::after(wait);
+  std::chrono::milliseconds pause = kRecordPauseFirst;
+  for (;;) {
+    Status written = write();
+    if (written || limit.passed()) return written;
+    std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(pause, limit.left()));
+    pause = std::min(pause * 2, kRecordPauseLast);
+  }
 }
 
 Result<v1::SessionRecord> read_session_record(const std::filesystem::path& vm_directory) {

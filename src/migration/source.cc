@@ -68,7 +68,7 @@ void SourceSession::cancel() {
 }
 
 void SourceSession::advance(SourceEvent event) {
-  const auto to = next(state_, event);
+  const auto to = next(state_.load(), event);
   FVMM_CHECK(to.has_value(), "the session's code follows its state machine");
   state_ = *to;
 }
@@ -157,7 +157,7 @@ Status SourceSession::connect() {
 // "Broken pipe" is how a refusal looks from a data connection: the reason is our own clock, or on its way on the
 // control connection.
 Error SourceSession::explain(Error error) {
-  if (cancelled_ || !may_run_here(state_)) return error;
+  if (cancelled_ || !may_run_here(state_.load())) return error;
   if (deadline_.passed()) {
     return Error(Errc::kDeadlineExceeded,
                  fmt::format("the migration's time is up; see --timeout ({})", error.message()));
@@ -211,12 +211,12 @@ Status SourceSession::write_record(v1::SessionOutcome outcome) {
 // Until COMMIT a failure gives the guest back; the record says so before it runs again.
 void SourceSession::back_out(const Error& error) {
   spdlog::warn("migration of {} to {}: {} in state {}", guest_.config.name(), options_.peer, error.message(),
-               to_string(state_));
+               to_string(state_.load()));
   if (throttle_ != 0) guest_.machine->throttle(0);  // also of a guest that stays frozen: somebody may resume it
   if (state_ == SourceState::kCommitting) {
     advance(SourceEvent::kFailed);
     ask_until_known();
-  } else if (may_run_here(state_) && state_ != SourceState::kAborted) {
+  } else if (may_run_here(state_.load()) && state_ != SourceState::kAborted) {
     if (control_) {
       v1::PeerMessage abort;
       abort.set_kind(v1::PEER_ABORT);
@@ -227,16 +227,17 @@ void SourceSession::back_out(const Error& error) {
     advance(SourceEvent::kFailed);
   }
   if (state_ != SourceState::kAborted) return;
-  if (recorded_) {
-    const Status status = write_record(v1::OUTCOME_ABORTED);
-    // An open record is the safe side: a restart would ask for `migrate resolve`, it would not run twice.
-    if (!status) spdlog::error("record of the aborted session: {}", status.error().message());
-  }
+  Status recorded;
+  if (recorded_) recorded = write_record(v1::OUTCOME_ABORTED);
   if (we_paused_) {
     const Status resumed = guest_.machine->resume();
     if (!resumed) spdlog::error("resume after an aborted migration: {}", resumed.error().message());
     downtime_ms_ = to_ms(std::chrono::steady_clock::now() - paused_at_);
   }
+  // An open record is the safe side: a restart would ask for `migrate resolve`, it would not run twice.
+  if (!recorded)
+    recorded = write_last_record([this] { return write_record(v1::OUTCOME_ABORTED); }, options_.waits.record);
+  if (!recorded) spdlog::error("record of the aborted session: {}", recorded.error().message());
 }
 
 // The connection broke after COMMIT: the peer knows what became of it, so ask, within the time that is left.
@@ -251,6 +252,24 @@ void SourceSession::ask_until_known() {
     if (answer && answer->outcome() == "refused") return advance(SourceEvent::kRefusedDurably);
     if (answer) return;                                     // "unknown" will not change by asking again
     std::this_thread::sleep_for(options_.waits.ask_pause);  // between attempts to reach the peer
+  }
+}
+
+v1::SessionAnswer answer_of(SourceState state) {
+  v1::SessionAnswer answer;
+  switch (state) {
+    case SourceState::kDone:
+      answer.set_outcome("started");
+      answer.set_detail("the destination has said so");
+      return answer;
+    case SourceState::kAborted:
+      answer.set_outcome("refused");
+      answer.set_detail("the source has it back");
+      return answer;
+    default:
+      answer.set_outcome("unknown");
+      answer.set_detail("the source waits for the answer itself");
+      return answer;
   }
 }
 

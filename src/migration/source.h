@@ -47,6 +47,7 @@ struct SourceWaits {
   std::chrono::milliseconds asking{kAnswerWait};  // for an answer by question, once the connection broke after COMMIT
   std::chrono::milliseconds ask{kAskWait};
   std::chrono::milliseconds ask_pause{kAskPause};
+  std::chrono::milliseconds record{kRecordWait};  // for the last record, while the disk does not take it
 };
 
 struct SourceOptions {
@@ -80,7 +81,7 @@ class SourceSession {
   /// Runs to the end. Afterwards state() is kDone (the guest is frozen here and may be torn down), kAborted (the guest
   /// is as it was) or kUnknown (the guest is frozen and stays so). Never throws away the guest.
   v1::MigrateResult run();
-  [[nodiscard]] SourceState state() const { return state_; }
+  [[nodiscard]] SourceState state() const { return state_; }  // thread: any
   /// Before COMMIT ends the session as aborted; after it has no effect. Thread: any.
   void cancel();
   [[nodiscard]] const Id& id() const { return session_; }
@@ -120,7 +121,7 @@ class SourceSession {
   Transport& transport_;
   Journal& journal_;
   Id session_ = Id::random();
-  SourceState state_ = SourceState::kConnecting;
+  std::atomic<SourceState> state_{SourceState::kConnecting};  // written by the session's thread
   Deadline deadline_;
   SteadyTime began_;
   SteadyTime phase_began_;
@@ -148,6 +149,11 @@ class SourceSession {
   std::atomic<bool> cancelled_{false};
   std::atomic<bool> committing_{false};  // cancel() has no effect any more
 };
+
+/// What a living worker knows of a session in this state, whatever its disk took: for the destination's question, and
+/// for its own fvmmd. "started" and "refused" are final; "unknown" while it is under way, or waits for an answer
+/// itself.
+v1::SessionAnswer answer_of(SourceState state);
 
 /// Asks a peer about a session on a connection of its own. "started", "refused" or "unknown".
 Result<v1::SessionAnswer> ask_session(Transport& transport, const Id& session, const std::string& vm,

@@ -246,7 +246,8 @@ void SourceSession::phase_done(std::string_view name) {
 v1::MigrateResult SourceSession::report(const Status& status) {
   v1::MigrateResult result;
   if (state_ == SourceState::kDone) {
-    const Status recorded = write_record(v1::OUTCOME_STARTED);
+    const Status recorded =
+        write_last_record([this] { return write_record(v1::OUTCOME_STARTED); }, options_.waits.record);
     if (!recorded) spdlog::error("record of the finished session: {}", recorded.error().message());
     phase_done("settle");
     duration_ms_ = to_ms(std::chrono::steady_clock::now() - began_);

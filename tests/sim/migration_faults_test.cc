@@ -54,6 +54,7 @@ TEST(MigrationDisk, GuestThatMovedStaysMovedWhenTheLastRecordsFail) {
   for (const bool at_source : {true, false}) {
     Scenario scenario = quick();
     (at_source ? scenario.source_failing_writes : scenario.destination_failing_writes) = {1};
+    scenario.source_waits.record = scenario.destination_waits.record = std::chrono::milliseconds(0);
     FakeMigration migration(scenario);
     migration.run();
     EXPECT_EQ(migration.state(), SourceState::kDone);
@@ -63,9 +64,45 @@ TEST(MigrationDisk, GuestThatMovedStaysMovedWhenTheLastRecordsFail) {
   }
 }
 
+TEST(MigrationDisk, LastRecordIsTriedAgainWhileTheDiskDoesNotTakeIt) {
+  for (const bool at_source : {true, false}) {
+    Scenario scenario = quick();
+    (at_source ? scenario.source_failing_writes : scenario.destination_failing_writes) = {1, 2};
+    FakeMigration migration(scenario);
+    migration.run();
+    EXPECT_EQ(migration.state(), SourceState::kDone);
+    EXPECT_EQ(at_source ? migration.source_disk().outcome() : migration.peer_disk().outcome(), v1::OUTCOME_STARTED);
+    migration.expect_sound();
+  }
+}
+
+TEST(MigrationDisk, AbortIsRecordedOnceTheDiskTakesIt) {
+  Scenario scenario = quick();
+  scenario.source_failing_writes = {1, 2};  // before the guest resumes, and after
+  scenario.source_step = fail_at("prepared");
+  FakeMigration migration(scenario);
+  migration.run();
+  EXPECT_EQ(migration.state(), SourceState::kAborted);
+  EXPECT_EQ(migration.source_disk().outcome(), v1::OUTCOME_ABORTED);
+  EXPECT_TRUE(migration.source_runs());
+  migration.expect_sound();
+}
+
+// Only an end is definite: everything else must not settle a session that is still open.
+TEST(MigrationAnswer, WorkerOfTheSourceKnowsOnlyHowItEnded) {
+  for (int i = 0; i < migration::kSourceStates; ++i) {
+    const auto state = static_cast<SourceState>(i);
+    const std::string wanted = state == SourceState::kDone      ? "started"
+                               : state == SourceState::kAborted ? "refused"
+                                                                : "unknown";
+    EXPECT_EQ(migration::answer_of(state).outcome(), wanted) << migration::to_string(state);
+  }
+}
+
 TEST(MigrationDisk, GuestResumesAlsoWhenItsAbortCannotBeRecorded) {
   Scenario scenario = quick();
-  scenario.source_failing_writes = {1};
+  scenario.source_failing_writes = {1, 2};
+  scenario.source_waits.record = std::chrono::milliseconds(0);
   scenario.source_step = fail_at("prepared");
   FakeMigration migration(scenario);
   migration.run();

@@ -207,6 +207,7 @@ class FakeWorker {
             const std::lock_guard lock(mutex_);
             answer = on_ask_;
           }
+          if (!answer) return Error(Errc::kNotFound, "this worker knows no such session");
           return answer(query);
         });
     method<v1::PokeRequest, v1::Empty>("Poke",

@@ -56,6 +56,12 @@ class SimDisk {
     refused_.insert_or_assign(session, true);
     return {};
   }
+  /// By fvmmd, at once: it writes little, and nobody else writes meanwhile.
+  Status close(v1::SessionOutcome outcome) {
+    if (full(++writes_)) return Error(Errc::kResourceExhausted, "sim: no space left on the disk");
+    set(outcome);
+    return {};
+  }
   [[nodiscard]] bool refused_unknown(const std::string& session) const { return refused_.contains(session); }
   [[nodiscard]] const std::optional<v1::SessionRecord>& record() const { return seen_; }
   [[nodiscard]] const std::optional<v1::SessionRecord>& durable() const { return durable_; }

@@ -34,6 +34,7 @@ struct SimHost {
   std::unique_ptr<migration::Guest> guest;
   SimMachine* machine = nullptr;  // of the guest, or of the replica inside a session; null when it is gone
   std::shared_ptr<migration::SourceSession> source;
+  std::optional<migration::SourceState> left;  // how the last session of its worker ended; with the worker it goes
   std::shared_ptr<migration::DestinationSession> destination;
 
   [[nodiscard]] bool runs() const { return started_cold || (machine != nullptr && machine->running()); }
@@ -43,6 +44,11 @@ struct SimHost {
     const auto outcome = disk.outcome();
     if (number == 2) return outcome == v1::OUTCOME_STARTED;
     return !outcome || outcome == v1::OUTCOME_ABORTED || outcome == v1::OUTCOME_REFUSED;
+  }
+  /// A source's living worker knows what its disk may not have taken (daemon: IncomingSessions::answer).
+  [[nodiscard]] SimWord word() const {
+    if (open() && left) return sim_word(migration::answer_of(*left));
+    return word_of_disk();
   }
   /// What a record says without a worker to ask.
   [[nodiscard]] SimWord word_of_disk() const {
@@ -70,6 +76,7 @@ struct SimHost {
   void drop() {
     if (machine != nullptr) machine->die();
     machine = nullptr;
+    left.reset();
     guest.reset();
   }
 };

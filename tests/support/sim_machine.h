@@ -20,8 +20,6 @@ namespace fvmm::testing {
 
 inline constexpr std::uint64_t kSimRamBytes = memory::kRamBytesMin;
 inline constexpr std::uint64_t kSimPages = kSimRamBytes / kPageBytes;
-inline constexpr std::uint64_t kSimPagesWritten = 1200;  // three shards' worth; the rest stays as the template has it
-
 /// Memory files that all machines of this process share: what is read of them costs memory once.
 struct SimTemplate {
   explicit SimTemplate(bool blank) : file(::memfd_create("sim-template", MFD_CLOEXEC)) {
@@ -59,6 +57,7 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
     std::function<void()> alive;                // lets others, and guests, run; throws in a dead process
     std::function<void(SimMachine&)> starting;  // it is about to run
     std::function<void(SimMachine&)> gone;
+    std::function<void(SimMachine&)> saved = {};  // its state was taken: what memory holds now is the instant's
   };
   SimMachine(std::uint64_t seed, const SimPlan& plan, SimMachineFaults faults, Hooks hooks)
       : memory_(*memory::GuestMemory::reserve(kSimRamBytes)),
@@ -67,6 +66,7 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
         cleared_late_(kSimPages),
         plant_(plan.plant),
         pages_per_step_(plan.pages_per_step),
+        pages_written_(plan.pages_written),
         faults_(faults),
         hooks_(std::move(hooks)),
         registers_{seed, 0} {
@@ -115,6 +115,7 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
       fill(kClockPage, registers_[1]);
     }
     hooks_.alive();
+    if (hooks_.saved) hooks_.saved(*this);
     v1::MachineState state;
     state.set_version(1);
     state.set_pit2(std::string(reinterpret_cast<const char*>(registers_.data()), sizeof registers_));
@@ -146,8 +147,12 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
     for (unsigned i = 0; i < pages_per_step_ * (100 - throttle_) / 100; ++i) write_one(random);
   }
   /// The process is gone, and with it the guest.
-  void die() { running_ = false; }
+  void die() {
+    dead_ = true;
+    running_ = false;
+  }
   void start() {
+    if (dead_) return;  // its threads do not know it yet
     hooks_.starting(*this);
     running_ = true;
   }
@@ -160,7 +165,7 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
   static constexpr std::uint64_t kHotPages = 24;
 
   void write_one(std::mt19937_64& random) {
-    const memory::PageIndex page = random() % 4 == 0 ? random() % kSimPagesWritten : random() % kHotPages;
+    const memory::PageIndex page = random() % 4 == 0 ? random() % pages_written_ : random() % kHotPages;
     switch (random() % 8) {
       case 0:
         std::memset(memory_->pages_for_load({page, 1}).data(), 0, kPageBytes);
@@ -206,11 +211,13 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
   bool clock_is_due_ = false;
   const SimPlant plant_;
   const unsigned pages_per_step_;
+  const std::uint64_t pages_written_;
   const SimMachineFaults faults_;
   Hooks hooks_;
   std::array<std::uint64_t, 2> registers_;  // seed, steps taken
   unsigned throttle_ = 0;
   bool running_ = false;
+  bool dead_ = false;
 };
 
 inline SimMachine& sim_machine(migration::Guest& guest) {

@@ -19,7 +19,15 @@ enum class SimPlant {
   kHarvestBeforeSave,  // what saving the state writes to memory is not in the last harvest
   kUncommittedStart,   // a replica runs as soon as it is whole
   kRefusalNotDurable,  // a refusal is spoken, and not yet on the disk
+  // Of replication:
+  kUnsealedStarted,     // a boot takes what a dead writer left for a generation
+  kAckBeforeSealed,     // SEALED is said when the generation is only held
+  kSealNotDurable,      // the store's fsync does nothing
+  kFencingNotDurable,   // the record of a recovery is not synced
 };
+
+inline constexpr std::uint64_t kSimPagesWritten = 1200;  // three shards' worth; the rest stays as the template has it
+inline constexpr int kSimFullForGood = 1'000'000;  // until its operator makes room, at the end
 
 /// The end of one host's process, at its n-th action: a read, a write, a step.
 struct SimDeath {
@@ -34,6 +42,7 @@ struct SimPlan {
   unsigned connections = 1;
   bool on_template = true;
   unsigned pages_per_step = 3;
+  std::uint64_t pages_written = kSimPagesWritten;  // the guest's window; at most that
   unsigned steps_before = 4;
   unsigned guest_pause = 3;  // the guest takes a step at one in so many moments
   std::chrono::microseconds max_downtime{1'000'000};
@@ -134,6 +143,7 @@ inline void spoil(SimPlan& plan, Dice& dice) {
     case 2:
       plan.full_from.at(host) = 1 + static_cast<int>(dice.below(3));
       plan.full_to.at(host) = plan.full_from.at(host) + static_cast<int>(dice.below(4));
+      if (plan.full_to.at(host) - plan.full_from.at(host) == 3) plan.full_to.at(host) = kSimFullForGood;
       break;
     case 3:
       plan.failing_step.at(host) = static_cast<int>(dice.below(18));

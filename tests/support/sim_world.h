@@ -52,6 +52,7 @@ class SimWorld final : private migration::Transport {
   // sim_world_hosts.h
   Result<std::unique_ptr<net::Stream>> connect(const Deadline& deadline) override;
   void migrate();
+  void close_departure();
   void serve(std::unique_ptr<net::Stream> stream);
   void migrate_in(std::unique_ptr<net::Stream> stream, const v1::PeerHello& hello);
   v1::SessionAnswer answer(const std::string& session);

@@ -107,7 +107,7 @@ inline bool SimWorld::may_be_unknown() const {
 
 /// Asks the other side about the session, as `migrate resolve` does.
 inline SimWord SimWorld::ask(SimHost& host) {
-  if (host.number == 2) return source_.disk.record() ? source_.word_of_disk() : SimWord::kRefused;
+  if (host.number == 2) return source_.disk.record() ? source_.word() : SimWord::kRefused;
   const auto answer = migration::ask_session(*this, *Id::from_bytes(session_), std::string(16, 'v'),
                                              Deadline::after(std::chrono::seconds(20)));
   return answer ? sim_word(*answer) : SimWord::kNothing;
@@ -119,14 +119,17 @@ inline bool SimWorld::settle(SimHost& host) {
   if (host.number == 1 && host.machine != nullptr && host.machine->running())
     return true;  // only its last record failed
   if (host.number == 2 && host.guest && host.machine != nullptr) return true;
-  if (host.number == 1 && result_ == "completed") host.drop();  // its worker has gone since
+  if (host.number == 1 && host.left) {  // its living worker knows
+    close_departure();
+    if (!host.open()) return true;
+  }
   return host.resolve(ask(host));
 }
 
 /// Neither knows: an operator looks at both, and decides for the side that still has the memory.
 inline void SimWorld::force() {
-  const bool excused = destination_.deaths > 0 || plan_.full_from[1] != 0 || plan_.full_from[2] != 0;
-  expect(excused, "unknown on both sides, and nobody died");
+  const bool nobody_knows = destination_.deaths > 0 && (source_.deaths > 0 || result_ == "unknown");
+  expect(nobody_knows, "unknown on both sides, although a living worker knows");
   expect(!source_.runs() || !destination_.runs(), "two runners");
   if (!destination_.runs()) dest_ran_ = false;  // and what ran there is gone: the operator may say refused
   if (source_.open() && source_.machine != nullptr) {
@@ -140,8 +143,9 @@ inline void SimWorld::force() {
 inline void SimWorld::way_out() {
   source_.disk.full_from = destination_.disk.full_from = 0;
   const auto settle_both = [this] {
-    const bool first = settle(source_);
-    const bool second = settle(destination_);
+    const bool source_first = seed_ % 2 == 0;  // either side may ask while the other is still open
+    const bool first = settle(source_first ? source_ : destination_);
+    const bool second = settle(source_first ? destination_ : source_);
     join();
     return first && second;
   };

@@ -37,6 +37,7 @@ inline void SimWorld::die(SimHost& host, bool power, SimTime back_after) {
   host.machine = nullptr;
   host.started_cold = false;
   host.source.reset();
+  host.left.reset();
   host.destination.reset();
   power ? host.disk.power_lost() : host.disk.process_died();
   for (const auto& weak : links_) {

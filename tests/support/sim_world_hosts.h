@@ -90,7 +90,20 @@ inline void SimWorld::migrate() {
   result_ = result.result();
   reason_ = result.error();
   expect((result_ == "completed") == result.error().empty(), "a result other than completed has a reason");
+  source_.left = session->state();
   source_.source.reset();
+  close_departure();
+}
+
+/// fvmmd's part (Claim::close_departure): what the worker knows and could not write.
+inline void SimWorld::close_departure() {
+  if (!source_.open() || !source_.left) return;
+  const SimWord known = source_.word();
+  if (known == SimWord::kUnknown ||
+      !source_.disk.close(known == SimWord::kStarted ? v1::OUTCOME_STARTED : v1::OUTCOME_ABORTED)) {
+    return;
+  }
+  trace(1, "fvmmd records how the session ended");
 }
 
 inline void SimWorld::serve(std::unique_ptr<net::Stream> stream) {

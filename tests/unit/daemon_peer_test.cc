@@ -293,6 +293,25 @@ TEST_F(PeerTest, SourceAnswersForASessionThatLeftHere) {
   EXPECT_EQ(query(session.session()).outcome(), "refused");
 }
 
+// Its disk did not take the last record: the worker is asked, as a destination's is.
+TEST_F(PeerTest, SourcesLivingWorkerAnswersForAnOpenDeparture) {
+  auto left = registry_->reserve({vm_}, "create");
+  ASSERT_TRUE(left && left->front().change([](v1::VmRecord&) {}));
+  auto taken = spawner_.spawn({}, Deadline::after(std::chrono::seconds(10)));
+  ASSERT_TRUE(taken);
+  left->front().attach(*taken, v1::WorkerInfo(), 0);
+  const auto session = test::session_record(vm_, v1::ROLE_LEAVING, v1::OUTCOME_OPEN);
+  ASSERT_TRUE(write_session(registry_->find("web1")->directory, session));
+  EXPECT_EQ(query(session.session()).outcome(), "unknown") << "it does not know the session";
+  spawner_.worker(0).answer_with([&](const v1::SessionQuery& asked) {
+    EXPECT_EQ(asked.session(), session.session());
+    v1::SessionAnswer answer;
+    answer.set_outcome("started");
+    return answer;
+  });
+  EXPECT_EQ(query(session.session()).outcome(), "started");
+}
+
 TEST_F(PeerTest, AskPeerGetsTheListenersAnswer) {
   auto session = test::session_record(vm_, v1::ROLE_LEAVING, v1::OUTCOME_OPEN);
   session.set_peer(listener_->bound().text());

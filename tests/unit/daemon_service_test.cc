@@ -333,6 +333,35 @@ TEST_F(ServiceTest, CompletedMigrationLeavesAMovedVmAndNoWorker) {
   EXPECT_NE(start.error().message().find("127.0.0.1:7001"), std::string::npos);
 }
 
+/// What a worker says of its own departure.
+std::function<v1::SessionAnswer(const v1::SessionQuery&)> knows(const std::string& outcome) {
+  return [outcome](const v1::SessionQuery&) {
+    v1::SessionAnswer answer;
+    answer.set_outcome(outcome);
+    return answer;
+  };
+}
+
+TEST_F(ServiceTest, DepartureThatItsWorkerCouldNotRecordIsRecordedByTheDaemon) {
+  run_vm("web1");
+  script_migration(v1::OUTCOME_OPEN, v1::VM_MOVED, "completed");
+  spawner_.worker(0).answer_with(knows("started"));
+  const auto event = migrate();
+  ASSERT_TRUE(event) << event.error().message();
+  EXPECT_EQ(event->result().result(), "completed");
+  EXPECT_EQ(read_session(directory("web1"))->outcome(), v1::OUTCOME_STARTED);
+  EXPECT_EQ(registry_->find("web1")->record.state(), v1::VM_MOVED);
+}
+
+TEST_F(ServiceTest, AbortThatItsWorkerCouldNotRecordLeavesTheVmAsItWas) {
+  run_vm("web1");
+  script_migration(v1::OUTCOME_OPEN, v1::VM_RUNNING, "aborted");
+  spawner_.worker(0).answer_with(knows("refused"));
+  EXPECT_EQ(migrate()->result().result(), "aborted");
+  EXPECT_EQ(read_session(directory("web1"))->outcome(), v1::OUTCOME_ABORTED);
+  EXPECT_EQ(state("web1"), v1::VM_RUNNING);
+}
+
 TEST_F(ServiceTest, AbortedMigrationLeavesTheVmAsItWas) {
   run_vm("web1");
   script_migration(v1::OUTCOME_ABORTED, v1::VM_RUNNING, "aborted");
