@@ -109,13 +109,19 @@ Status fsync_fd(int fd, std::string_view name) {
 }
 
 Status make_directories(const std::filesystem::path& path) {
-  if (path.empty() || std::filesystem::is_directory(path)) return {};
-  FVMM_TRY(make_directories(path.parent_path()));
-  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
-    const int error = errno;
-    return Error(errc_of(error), fmt::format("mkdir {}", path.string()), error);
+  if (path.empty()) return {};
+  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
+  if (!std::filesystem::is_directory(path)) {
+    FVMM_TRY(make_directories(path.parent_path()));
+    if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+      const int error = errno;
+      return Error(errc_of(error), fmt::format("mkdir {}", path.string()), error);
+    }
   }
-  return {};
+  // Also of one that is here: who made it may have died before its name was safe. A parent that we may not read is not
+  // ours, and was not made here.
+  Status synced = fsync_path(parent);
+  return synced || synced.error().code() == Errc::kPermissionDenied ? Status{} : std::move(synced);
 }
 
 }  // namespace fvmm

@@ -27,7 +27,8 @@ Status replace_file(const std::filesystem::path& path, std::string_view content)
 Status remove_file(const std::filesystem::path& path);
 Status fsync_path(const std::filesystem::path& path);  // a directory or a file
 Status fsync_fd(int fd, std::string_view name);
-Status make_directories(const std::filesystem::path& path);  // mode 0700, parents too
+/// Mode 0700, parents too. Durable when it returns OK: what is synced inside is not lost with the directory's own name.
+Status make_directories(const std::filesystem::path& path);
 
 inline std::span<const std::byte> as_bytes(std::string_view text) {
   return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
