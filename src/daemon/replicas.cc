@@ -18,7 +18,11 @@ Result<Replicas> Replicas::open(fs::path directory) {
   Replicas table(std::move(directory));
   std::error_code error;
   for (fs::directory_iterator it(table.directory_, error), end; !error && it != end; it.increment(error)) {
-    if (it->path().extension() != ".pb") continue;  // a temporary file of a write that did not end
+    if (it->path().extension() != ".pb") {  // a temporary file of a write that did not end
+      std::error_code ignored;
+      fs::remove(it->path(), ignored);
+      continue;
+    }
     v1::ReplicaRecord record;
     const auto content = FVMM_TRY(read_file(it->path(), kRecordBytesMax));
     if (!record.ParseFromString(content)) {
