@@ -130,6 +130,10 @@ Result<TemplateInfo> TemplateStore::marked(Result<TemplateInfo> info) const {
   return info;
 }
 
+Result<std::vector<TemplateInfo>> TemplateStore::scan() const {
+  return sealed(directory_, Pins::kSkip);
+}
+
 Result<TemplateInfo> TemplateStore::find(const std::string& name) const {
   return marked(look_up(directory_, name, Pins::kSkip));
 }

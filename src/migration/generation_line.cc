@@ -27,7 +27,7 @@ bool is_of_line(const memory::TemplateInfo& info, const std::string& line) {
 
 Result<memory::TemplateInfo> newest_generation(const memory::TemplateStore& store, const std::string& vm_id) {
   std::optional<memory::TemplateInfo> newest;
-  for (auto& info : FVMM_TRY(store.list())) {
+  for (auto& info : FVMM_TRY(store.scan())) {
     if (info.config.id() != vm_id || !is_of_line(info, replica_line(info.config))) continue;
     if (!newest || info.generation > newest->generation) newest = std::move(info);
   }
@@ -37,7 +37,7 @@ Result<memory::TemplateInfo> newest_generation(const memory::TemplateStore& stor
 
 void remove_older(memory::TemplateStore& store, const std::string& vm_id, const std::string& line, std::uint64_t newest,
                   const memory::Digest& keep) {
-  const auto all = store.list();
+  const auto all = store.scan();
   if (!all) return;
   std::vector<memory::TemplateInfo> older;
   for (const auto& info : *all) {
