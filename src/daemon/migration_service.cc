@@ -73,7 +73,11 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
     // The worker's clock starts when it gets the order; duration counts from the command.
     result->set_duration_ms(result->duration_ms() + before_ms);
     result->set_setup_ms(result->setup_ms() + before_ms);
-    FVMM_TRY(settle(claim, checked, *result), request.vm());
+    const Status settled = settle(claim, checked, *result);
+    if (!settled && result->result() != "completed") return Error(settled.error()).with(request.vm());
+    if (!settled)
+      spdlog::error("VM {} has moved: {}; its worker stays until that is recorded", request.vm(),
+                    settled.error().message());
   }
   spdlog::info("migrate {} to {}: {}{}{}, {:.2f} ms, downtime {:.2f} ms", request.vm(), request.to(), result->result(),
                result->error().empty() ? "" : ": ", result->error(), result->duration_ms(), result->downtime_ms());

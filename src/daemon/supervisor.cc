@@ -19,6 +19,7 @@ namespace fs = std::filesystem;
 
 constexpr std::chrono::hours kWatchRenewal{1};  // every wait has an end; the watch then asks again
 constexpr std::chrono::seconds kEndWait{1};     // between the end of a watch stream and the next try
+constexpr std::chrono::seconds kEndRetry{10};   // after an end that the disk did not take
 constexpr std::uint64_t kWorkerLogKept = 64 * kKiB;
 
 /// The process listening on a Unix socket; 0 when nobody does. unix(7), SO_PEERCRED of a connected client.
@@ -91,15 +92,17 @@ void Supervisor::follow(const Id& id, WorkerProcess& worker) {
   const WorkerClient client(worker.socket());
   for (;;) {
     bool left = false;
+    bool stays = false;  // its end could not be recorded: it is told again to whoever asks, and here
     const Status status = client.watch(stop_, Deadline::after(kWatchRenewal), [&](const v1::WorkerInfo& info) {
       left = !on_report(id, worker, info);
-      return !left;
+      stays = !left && is_end(info.state());
+      return !left && !stays;
     });
     if (left || stop_.fired()) return;
-    if (worker.wait_exit(Deadline::after(kEndWait))) return on_end(id, worker);
+    if (worker.wait_exit(Deadline::after(stays ? kEndRetry : kEndWait))) return on_end(id, worker);
     // It lives: the watch reached its renewal, or the worker is too busy to answer. Its guest is left alone.
     if (!registry_.find(id) || registry_.find(id)->worker.get() != &worker) return;
-    if (!status && status.error().code() != Errc::kDeadlineExceeded) {
+    if (!stays && !status && status.error().code() != Errc::kDeadlineExceeded) {
       spdlog::warn("watch of worker {}: {}", worker.pid(), status.error().message());
     }
   }

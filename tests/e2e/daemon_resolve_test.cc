@@ -1,9 +1,44 @@
 // Workers and daemons killed during a hand-over: at no step do two hosts run the VM, and what is not known is said to
 // be unknown until `migrate resolve` settles it.
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+
+#include "base/file.h"
+#include "daemon/records.h"
 #include "support/daemons.h"
+#include "support/peer_talk.h"
 
 namespace fvmm::test {
 namespace {
+
+/// A directory that takes no new file and no rename, as on a full disk, until its end. Needs root, and ext4 or alike.
+class FrozenDirectory {
+ public:
+  explicit FrozenDirectory(const std::filesystem::path& path) : fd_(*open_file(path, O_RDONLY | O_DIRECTORY)) {
+    frozen_ = set(true);
+  }
+  ~FrozenDirectory() { thaw(); }
+  FrozenDirectory(const FrozenDirectory&) = delete;
+  FrozenDirectory& operator=(const FrozenDirectory&) = delete;
+  FrozenDirectory(FrozenDirectory&&) = delete;
+  FrozenDirectory& operator=(FrozenDirectory&&) = delete;
+  [[nodiscard]] bool frozen() const { return frozen_; }
+  void thaw() {
+    if (!std::exchange(frozen_, false)) return;
+    EXPECT_TRUE(set(false));
+  }
+
+ private:
+  [[nodiscard]] bool set(bool on) const {
+    int flags = 0;
+    if (::ioctl(fd_.get(), FS_IOC_GETFLAGS, &flags) != 0) return false;
+    flags = on ? flags | FS_IMMUTABLE_FL : flags & ~FS_IMMUTABLE_FL;
+    return ::ioctl(fd_.get(), FS_IOC_SETFLAGS, &flags) == 0;
+  }
+
+  UniqueFd fd_;
+  bool frozen_ = false;
+};
 
 class DaemonResolve : public TwoHostsWithWeb {
  protected:
@@ -155,6 +190,37 @@ TEST_F(DaemonResolve, SourceKilledAfterCommitLearnsThatItMoved) {
   EXPECT_EQ(a_->state("web"), "moved");
   EXPECT_EQ(Host::text(a_->vm("web"), "moved_to"), b_->listen());
   EXPECT_EQ(resolve(*a_).code, 1) << "nothing is left to resolve";
+}
+
+// A destination whose worker has died without a record would ask this.
+TEST_F(DaemonResolve, SourceWhoseDiskTakesNoLastRecordAnswersAndRecordsItLater) {
+  const std::string id(a_->vm("web").at("config").at("id").as_string());
+  const auto directory = a_->state_directory() / "vms" / id;
+  RunningCtl migrating = a_->begin(migration("suspend", "delay:started"));
+  ASSERT_TRUE(wait_until([&] { return daemon::read_session(directory).has_value(); }));
+  FrozenDirectory disk(directory);
+  if (!disk.frozen()) GTEST_SKIP() << "a directory cannot be made immutable here";
+
+  const Ctl moved = migrating.finish();
+
+  EXPECT_EQ(moved.code, 0) << moved;
+  EXPECT_EQ(moved.text("result"), "completed") << moved;
+  const auto record = daemon::read_session(directory);
+  ASSERT_EQ(record->outcome(), v1::OUTCOME_OPEN);
+  v1::PeerHello question;
+  question.set_version(migration::kPeerVersion);
+  question.set_purpose(v1::QUERY_SESSION);
+  question.set_session(record->session());
+  question.mutable_vm()->set_id(record->vm());
+  const auto answer = ask_peer_raw(a_->listen(), question);
+  ASSERT_TRUE(answer) << answer.error().message();
+  EXPECT_EQ(answer->answer().outcome(), "started");
+  EXPECT_TRUE(b_->verified_after_now("web"));
+
+  disk.thaw();
+  EXPECT_TRUE(wait_until([&] { return a_->workers().empty(); })) << "its worker is no longer needed";
+  EXPECT_EQ(daemon::read_session(directory)->outcome(), v1::OUTCOME_STARTED);
+  EXPECT_TRUE(becomes(*a_, "moved"));
 }
 
 TEST_F(DaemonResolve, MigrationGoesOnWithoutTheSourceDaemon) {
