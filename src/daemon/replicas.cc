@@ -33,6 +33,8 @@ Result<Replicas> Replicas::open(fs::path directory) {
     table.state_->entries[FVMM_TRY(Id::from_bytes(record.vm()), it->path().string())].record = std::move(record);
   }
   if (error) return Error(Errc::kIo, table.directory_.string() + ": " + error.message());
+  // Who wrote a record may have died before its name was safe, and one that is here is not written again.
+  FVMM_TRY(fsync_path(table.directory_), "replica records");
   return table;
 }
 

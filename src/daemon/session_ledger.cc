@@ -13,6 +13,7 @@ namespace fs = std::filesystem;
 
 Result<std::unique_ptr<SessionLedger>> SessionLedger::open(fs::path directory, std::size_t entries_max) {
   FVMM_TRY(make_directories(directory), "session ledger");
+  FVMM_TRY(fsync_path(directory), "session ledger");  // who wrote an entry may have died before its name was safe
   std::unique_ptr<SessionLedger> ledger(new SessionLedger(std::move(directory), entries_max));
   ledger->entries_ = ledger->count();
   return ledger;

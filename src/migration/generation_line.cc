@@ -5,6 +5,8 @@
 #include <optional>
 #include <vector>
 
+#include "base/file.h"
+
 namespace fvmm::migration {
 namespace {
 
@@ -31,8 +33,10 @@ Result<memory::TemplateInfo> newest_generation(const memory::TemplateStore& stor
     if (info.config.id() != vm_id || !is_of_line(info, replica_line(info.config))) continue;
     if (!newest || info.generation > newest->generation) newest = std::move(info);
   }
-  if (newest) return std::move(*newest);
-  return Error(Errc::kNotFound, "no generation of that VM is here");
+  if (!newest) return Error(Errc::kNotFound, "no generation of that VM is here");
+  // A source counts it as sealed, or it is about to run: it must be safe, also where its seal failed in the last step.
+  FVMM_TRY(fsync_path(store.directory()), newest->name);
+  return std::move(*newest);
 }
 
 void remove_older(memory::TemplateStore& store, const std::string& vm_id, const std::string& line, std::uint64_t newest,

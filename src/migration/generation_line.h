@@ -17,7 +17,8 @@ std::string way_back_line(const v1::VmConfig& config);
 /// Whether a generation is one of that line: LINE@N.
 bool is_of_line(const memory::TemplateInfo& info, const std::string& line);
 
-/// The newest sealed generation of the VM with this id (16 bytes). kNotFound when there is none.
+/// The newest sealed generation of the VM with this id (16 bytes), safe against a power cut when it is returned.
+/// kNotFound when there is none; the store's error when it cannot be synced.
 Result<memory::TemplateInfo> newest_generation(const memory::TemplateStore& store, const std::string& vm_id);
 
 /// Removes the VM's generations of that line with a smaller number than `newest`, newest first, except the one with the

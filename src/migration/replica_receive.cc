@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <optional>
 
-#include "base/file.h"
 #include "memory/guest_memory.h"
 #include "memory/template_format.h"
 #include "migration/page_receiver.h"
@@ -63,9 +62,6 @@ class ReplicaReceiver {
     v1::PeerMessage ready;
     ready.set_kind(v1::PEER_REPLICA_READY);
     if (newest) {
-      // What we say is here counts as sealed at the source: it must be safe, also where the seal failed in its last
-      // step.
-      FVMM_TRY(fsync_path(host_.store->directory()), "generations");
       sealed_ = newest->digest;
       number_ = newest->generation;
       ready.mutable_generation()->set_number(newest->generation);

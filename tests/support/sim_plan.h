@@ -20,14 +20,14 @@ enum class SimPlant {
   kUncommittedStart,   // a replica runs as soon as it is whole
   kRefusalNotDurable,  // a refusal is spoken, and not yet on the disk
   // Of replication:
-  kUnsealedStarted,     // a boot takes what a dead writer left for a generation
-  kAckBeforeSealed,     // SEALED is said when the generation is only held
-  kSealNotDurable,      // the store's fsync does nothing
-  kFencingNotDurable,   // the record of a recovery is not synced
+  kUnsealedStarted,    // a boot takes what a dead writer left for a generation
+  kAckBeforeSealed,    // SEALED is said when the generation is only held
+  kSealNotDurable,     // the store's fsync does nothing
+  kFencingNotDurable,  // the record of a recovery is not synced
 };
 
 inline constexpr std::uint64_t kSimPagesWritten = 1200;  // three shards' worth; the rest stays as the template has it
-inline constexpr int kSimFullForGood = 1'000'000;  // until its operator makes room, at the end
+inline constexpr int kSimFullForGood = 1'000'000;        // until its operator makes room, at the end
 
 /// The end of one host's process, at its n-th action: a read, a write, a step.
 struct SimDeath {
