@@ -15,7 +15,7 @@
 namespace fvmm::testing {
 namespace {
 
-constexpr std::uint64_t kSeeds = 4'000;
+constexpr std::uint64_t kSeeds = 2'000;
 constexpr std::uint64_t kShards = 20;
 
 std::ptrdiff_t open_descriptors() {

@@ -81,8 +81,12 @@ inline void SimReplicaWorld::stop_replication() {
 
 /// A dead worker's threads get nothing in hand, and no error either: they end by themselves.
 inline Status SimReplicaWorld::with_guest(int epoch, const std::function<Status(migration::Guest&)>& work) {
+  if (epoch != host(1).epoch || !source_lives_) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // others go on meanwhile, and end its connections
+    return {};
+  }
   const std::lock_guard lock(guest_mutex_);
-  if (epoch != host(1).epoch || !source_lives_) return {};
+  if (epoch != host(1).epoch || !source_lives_) return {};  // while it waited
   return work(*guest_);
 }
 
