@@ -59,7 +59,7 @@ std::string template_table(const v1::TemplateList& list) {
 }
 
 struct Options {
-  std::string name, vm, engine, to, directory, memory;
+  std::string name, vm, engine, to, directory, memory, test_hook;
   bool link = false;
 };
 
@@ -122,6 +122,7 @@ void add_create(CLI::App& parent, Chosen& chosen) {
       ->check(CLI::IsMember({"auto", "cow", "chase", "stop"}));
   command.add_option("--template-memory", options->memory, "Where clones map it from: the disk's files, or RAM")
       ->check(CLI::IsMember({"stored", "resident"}));
+  command.add_option("--test-hook", options->test_hook)->group("");
   command.callback([&chosen, options] {
     chosen = [options](Session& session) {
       v1::CreateTemplateRequest request;
@@ -129,6 +130,7 @@ void add_create(CLI::App& parent, Chosen& chosen) {
       request.set_vm(options->vm);
       request.set_engine(options->engine);
       request.set_template_memory(options->memory);
+      request.set_test_hook(options->test_hook);
       v1::TemplateInfo answer;
       return session.call("fvmm.v1.Templates/Create", request, answer, kLongCallTimeout,
                           [&] { print_template(session.out(), answer); });

@@ -81,6 +81,7 @@ Result<v1::TemplateInfo> TemplateService::capture(const v1::CreateTemplateReques
   work.set_name(request.name());
   work.set_store_directory(store_.directory().string());
   work.set_engine(request.engine());
+  work.set_test_hook(request.test_hook());
   return WorkerClient(vm.worker->socket()).create_template(work, deadline);
 }
 

@@ -5,10 +5,26 @@ namespace fvmm::daemon {
 void WorkerBoard::change(const std::function<void(v1::WorkerInfo&)>& edit) {
   {
     const std::lock_guard lock(mutex_);
+    const bool moved = moved_;  // before this change
+    const v1::WorkerInfo before = moved ? info_ : v1::WorkerInfo();
     edit(info_);
+    if (moved) {
+      info_.set_state(before.state());
+      info_.set_moved_to(before.moved_to());
+      info_.set_detail(before.detail());
+    }
     ++version_;
   }
   changed_.notify_all();
+}
+
+void WorkerBoard::end_as_moved(const std::string& to, const std::string& detail) {
+  change([&](v1::WorkerInfo& info) {
+    info.set_state(v1::VM_MOVED);
+    info.set_moved_to(to);
+    info.set_detail(detail);
+    moved_ = true;
+  });
 }
 
 void WorkerBoard::set_state(v1::VmState state, const std::string& detail) {

@@ -17,6 +17,8 @@ class WorkerBoard {
   /// Changes it under the lock, and wakes the watchers.
   void change(const std::function<void(v1::WorkerInfo&)>& edit);
   void set_state(v1::VmState state, const std::string& detail);
+  /// VM_MOVED for good: later changes leave state, place and detail as they are.
+  void end_as_moved(const std::string& to, const std::string& detail);
   [[nodiscard]] v1::WorkerInfo get() const;
   /// Waits for a change after `seen` (0: none seen yet), at most until the deadline; returns what is there now.
   v1::WorkerInfo wait(std::uint64_t& seen, const Deadline& deadline) const;
@@ -25,6 +27,7 @@ class WorkerBoard {
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   v1::WorkerInfo info_;        // mutex_
+  bool moved_ = false;         // mutex_; end_as_moved()
   std::uint64_t version_ = 1;  // mutex_
 };
 

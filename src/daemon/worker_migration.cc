@@ -72,6 +72,7 @@ void Worker::register_migration() {
 Result<v1::MigrateEvent> Worker::migrate(control::Call& call, const v1::WorkerMigrateRequest& request) {
   FVMM_TRY(check_not_replicated());
   GuestSlot::Held held = FVMM_TRY(slot_.take("migrate"));
+  FVMM_TRY(check_not_replicated());  // it may have begun in between; from here on it cannot
   if (held.empty()) return Error(Errc::kFailedPrecondition, "this worker has no VM yet");
   const v1::VmState before = board_.get().state();
   if (before != v1::VM_RUNNING && before != v1::VM_PAUSED) {

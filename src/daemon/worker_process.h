@@ -82,6 +82,7 @@ class Worker {
   Result<v1::SessionAnswer> ask_session(const v1::SessionQuery& query);
 
   // worker_replication.cc
+  Status fence(const std::string& peer);  // thread: any; with no guest in hand
   Status with_guest(const std::function<Status(migration::Guest&)>& work);
   Result<v1::ReplicaStatus> start_replication(const v1::WorkerReplicateRequest& request);
   Result<v1::ReplicaStatus> stop_replication();

@@ -55,20 +55,21 @@ Result<v1::ReplicaStatus> Worker::start_replication(const v1::WorkerReplicateReq
     options.peer_test_hook = migration::peer_part(hook);
     if (options.peer_test_hook.empty()) options.on_step = FVMM_TRY(migration::parse_step_hook(hook));
   }
-  options.on_fenced = [this, peer = options.peer](migration::Guest& guest) {
-    const Status paused = guest.machine->pause();
-    if (!paused) spdlog::error("a VM that runs elsewhere could not be paused: {}", paused.error().message());
-    board_.change([&](v1::WorkerInfo& info) {
-      info.set_state(v1::VM_MOVED);  // fvmmd ends this worker
-      info.set_moved_to(peer);
-      info.set_detail("recovered there from a replica");
-    });
-  };
+  options.on_fenced = [this, peer = options.peer] { return fence(peer); };
   options.wanted = [this] { return slot_.wanted(); };
   auto transport = std::make_unique<migration::TcpTransport>(FVMM_TRY(net::Endpoint::parse(options.peer)));
   replication_ = FVMM_TRY(migration::Replication::start(
       std::move(options), [this](const auto& work) { return with_guest(work); }, std::move(transport)));
   return replication_->status();
+}
+
+// Somebody has recovered the VM at the peer. The vCPUs stop first, whatever command has the guest: that one then fails
+// with this reason, and a migration under way does not commit.
+Status Worker::fence(const std::string& peer) {
+  const Status parked = vm_->fence(fmt::format("the VM has been recovered at {} and may not run here any more", peer));
+  board_.end_as_moved(peer, "recovered there from a replica");  // fvmmd ends this worker
+  (void)cancel_migration();
+  return parked;
 }
 
 Result<v1::ReplicaStatus> Worker::stop_replication() {

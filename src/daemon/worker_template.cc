@@ -18,6 +18,7 @@
 #include "migration/cow.h"
 #include "migration/generation_line.h"
 #include "migration/staging.h"
+#include "migration/steps.h"
 #include "migration/template_ref.h"
 
 namespace fvmm::daemon {
@@ -53,8 +54,8 @@ Result<memory::TemplateInfo> seal(memory::TemplateWriter& writer, const memory::
 /// One template of one guest, until it is sealed. Owner: the command's thread, with the guest in hand.
 class TemplateOfGuest {
  public:
-  TemplateOfGuest(migration::Guest& guest, const v1::WorkerTemplateRequest& request)
-      : guest_(guest), request_(request) {}
+  TemplateOfGuest(migration::Guest& guest, const v1::WorkerTemplateRequest& request, const migration::StepHook& on_step)
+      : guest_(guest), request_(request), on_step_(on_step) {}
 
   Result<v1::TemplateInfo> stop() {
     const auto began = std::chrono::steady_clock::now();
@@ -136,9 +137,11 @@ class TemplateOfGuest {
     return migration::StagedPages::create(request_.store_directory(), ram_bytes);
   }
 
-  static Result<memory::TemplateInfo> write_captured(memory::TemplateWriter& writer, const migration::Capture& taken,
-                                                     migration::StagedPages& staged) {
+  Result<memory::TemplateInfo> write_captured(memory::TemplateWriter& writer, const migration::Capture& taken,
+                                              migration::StagedPages& staged) {
     FVMM_TRY(staged.settle(), "captured pages");
+    if (on_step_) FVMM_TRY(on_step_("seal"));
+    FVMM_TRY(guest_.machine->fenced());
     if (writer.capture_file() < 0) return seal(writer, taken.pages, staged, taken.state);
     for (const memory::PageRange& range : taken.pages.ranges(kTemplateChunkPages)) {
       FVMM_TRY(writer.add_captured(range.first, staged.pages(range)));
@@ -172,6 +175,7 @@ class TemplateOfGuest {
 
   migration::Guest& guest_;
   const v1::WorkerTemplateRequest& request_;
+  const migration::StepHook& on_step_;
   v1::TemplateInfo answer_;
 };
 
@@ -179,13 +183,18 @@ class TemplateOfGuest {
 
 Result<v1::TemplateInfo> Worker::create_template(const v1::WorkerTemplateRequest& request) {
   const Engine engine = FVMM_TRY(choose_engine(request.engine()));
+  if (!request.test_hook().empty() && !options_.test_hooks) {
+    return Error(Errc::kPermissionDenied, "test hooks need an fvmmd started with --test-hooks");
+  }
+  const auto on_step = FVMM_TRY(migration::parse_step_hook(request.test_hook()));
   const auto began = std::chrono::steady_clock::now();
   GuestSlot::Held held = FVMM_TRY(slot_.take("template create"));
   if (held.empty()) return no_guest();
   FVMM_TRY(check_usable(board_.get()));
   const auto scan = FVMM_TRY(migration::find_delta(*held->machine));
-  TemplateOfGuest work(*held, request);
+  TemplateOfGuest work(*held, request, on_step);
   v1::TemplateInfo answer = FVMM_TRY(engine.name == "stop" ? work.stop() : work.running(engine.name));
+  FVMM_TRY(held->machine->fenced());  // its pause did not end
   show(*held);
   answer.set_scan_ms(to_ms(scan));
   answer.set_engine(engine.name);

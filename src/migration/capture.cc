@@ -72,6 +72,7 @@ class Chase {
     out_.pages.merge(round);
     for (const memory::PageRange& range : round.ranges(kChaseRunPages)) {
       if (stop_ && stop_()) return Error(Errc::kCancelled, "cancelled");
+      FVMM_TRY(machine_.fenced());
       FVMM_TRY(sink_.put(range, machine_.memory().pages(range).data()));
     }
     return {};

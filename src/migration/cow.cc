@@ -36,6 +36,7 @@ class Cow {
     const auto put = [&](memory::PageRange range, const std::byte* bytes) { return sink_.put(range, bytes); };
     for (bool more = true; more;) {
       if (stop_ && stop_()) return Error(Errc::kCancelled, "cancelled");
+      FVMM_TRY(machine_.fenced());
       more = FVMM_TRY(copy_.next(put));
     }
     return {};

@@ -33,6 +33,10 @@ class Machine {
   [[nodiscard]] virtual bool paused() const = 0;
   virtual Status pause() = 0;   // every vCPU parked, its last exit complete, device I/O drained
   virtual Status resume() = 0;  // answers when every vCPU thread is about to enter the guest
+  /// The right to run has gone elsewhere: every vCPU stops at once and for good, whoever has the machine in hand.
+  /// resume() is kAborted with the reason from then on. An error: one has not stopped yet, and will. Thread: any.
+  virtual Status fence(const std::string& why) = 0;
+  [[nodiscard]] virtual Status fenced() const = 0;  // kAborted with the reason once fenced. Thread: any
   /// Holds every vCPU back for that part of its time, in slices; 0: not at all. At most 99 (FVMM_CHECK).
   virtual void throttle(unsigned percent) = 0;
   virtual Result<v1::MachineState> save_state() = 0;

@@ -324,25 +324,20 @@ Status Replication::await(v1::PeerKind wanted, std::uint64_t number) {
   return {};
 }
 
-// The right to run has gone to the peer, whatever the guest does here: it is frozen before anything else.
+// The right to run has gone to the peer, whatever the guest does here: it is frozen before anything else, and does not
+// wait for whoever has it in hand.
 void Replication::fence() {
+  Status frozen;
+  while (options_.on_fenced && !(frozen = options_.on_fenced())) {
+    spdlog::error("a fenced VM runs on, because {}; trying again", frozen.error().message());
+    std::this_thread::sleep_for(kReconnectFirst);  // also when stopping: the guest must not run on
+  }
   set_state("fenced", fmt::format("somebody has recovered this VM at {}; it no longer runs here", options_.peer));
   {
     const std::lock_guard lock(mutex_);
     connected_ = false;
   }
   buffer_->break_off();  // a capture under way lets go of the guest
-  if (!options_.on_fenced) return;
-  Status frozen;
-  do {
-    frozen = with_guest_([this](Guest& guest) {
-      options_.on_fenced(guest);
-      return Status();
-    });
-    if (frozen) return;
-    spdlog::error("a fenced VM runs on, because {}; trying again", frozen.error().message());
-    std::this_thread::sleep_for(kReconnectFirst);  // also when stopping: the guest must not run on
-  } while (true);
 }
 
 }  // namespace fvmm::migration

@@ -50,8 +50,9 @@ struct ReplicationOptions {
   std::uint64_t bandwidth_bytes_s = 0;
   std::string peer_test_hook;  // travels in the Hello
   StepHook on_step;
-  /// Somebody has recovered the VM at the peer: it must not run here any more. With the guest in hand.
-  std::function<void(Guest&)> on_fenced;
+  /// Somebody has recovered the VM at the peer: it must stop running here at once, whoever has the guest in hand. An
+  /// error is tried again. Thread: the sender's.
+  std::function<Status()> on_fenced;
   /// Somebody waits for the guest: a capture gives up and begins again later. Thread: the capture's.
   std::function<bool()> wanted;
 };

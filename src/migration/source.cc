@@ -50,6 +50,8 @@ v1::MigrateResult SourceSession::run() {
   };
   Status status = all();
   pause_begins_.reset();
+  // A session that was cancelled because of it names the reason.
+  if (const Status may = guest_.machine->fenced(); !status && !may && may_run_here(state_)) status = may;
   if (!status) status = explain(std::move(status.error()));
   if (!status) back_out(status.error());
   round_.reset();  // with the guest in hand: who holds this object for cancel() may outlast that
@@ -74,6 +76,7 @@ void SourceSession::advance(SourceEvent event) {
 }
 
 Status SourceSession::step(std::string_view name) {
+  if (!committing_) FVMM_TRY(guest_.machine->fenced());
   if (cancelled_ && !committing_) return Error(Errc::kCancelled, "cancelled");
   if (deadline_.passed() && !committing_)
     return Error(Errc::kDeadlineExceeded, "the migration's time is up; see --timeout");

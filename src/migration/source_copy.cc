@@ -200,7 +200,12 @@ Status SourceSession::commit() {
   committing_ = true;
   if (cancelled_) {  // won the race against us: nothing has been said yet
     committing_ = false;
+    FVMM_TRY(guest_.machine->fenced());
     return Error(Errc::kCancelled, "cancelled");
+  }
+  if (Status may = guest_.machine->fenced(); !may) {  // the right to run is not ours to hand over
+    committing_ = false;
+    return may;
   }
   advance(SourceEvent::kPeerPrepared);
   v1::PeerMessage message;

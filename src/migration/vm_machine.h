@@ -17,6 +17,8 @@ class VmMachine final : public Machine {
   [[nodiscard]] bool paused() const override { return vm_->paused(); }
   Status pause() override { return vm_->pause(); }
   Status resume() override { return vm_->resume(); }
+  Status fence(const std::string& why) override { return vm_->fence(why); }
+  [[nodiscard]] Status fenced() const override { return vm_->fenced(); }
   void throttle(unsigned percent) override { vm_->throttle(percent); }
   Result<v1::MachineState> save_state() override { return vm_->save_state(); }
   Status load_state(const v1::MachineState& state) override { return vm_->load_state(state); }

@@ -147,6 +147,10 @@ Vcpu::State Vcpu::wait_in(State here) {
         message->answer.set_value(Error(Errc::kFailedPrecondition, fmt::format("vCPU {} has stopped", index_)));
         return here;
       }
+      if (Status may = environment_.fence->check(); !may) {
+        message->answer.set_value(std::move(may));
+        return here;
+      }
       message->answer.set_value({});
       return State::kRunning;
     case Verb::kPark:
@@ -162,6 +166,7 @@ Vcpu::State Vcpu::wait_in(State here) {
 
 Vcpu::State Vcpu::running() {
   if (quitting_) return State::kQuit;
+  if (environment_.fence->closed()) return State::kParked;  // its owner may believe that it runs
   std::optional<Message> message = mailbox_.try_receive();
   return message ? handle_running(*message) : enter_guest();
 }

@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "base/clock.h"
+#include "base/fence.h"
 #include "base/mailbox.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
@@ -37,6 +38,7 @@ struct VcpuEnvironment {
   devices::Bus* ports = nullptr;
   devices::Bus* mmio = nullptr;
   const memory::GuestMemory* memory = nullptr;
+  const Fence* fence = nullptr;                        // closed: never into the guest again
   const std::atomic<bool>* reset_requested = nullptr;  // a device wants the machine reset: looked at after each access
   std::function<void(unsigned index, const VcpuStop&)> on_stop;  // called on the vCPU's thread; must not block
 };
@@ -53,7 +55,8 @@ class Vcpu {
   Vcpu& operator=(Vcpu&&) = delete;
 
   using Answer = std::future<Status>;
-  /// Answered when the thread is about to enter KVM_RUN; kFailedPrecondition when it has stopped for good.
+  /// Answered when the thread is about to enter KVM_RUN; kFailedPrecondition when it has stopped for good, kAborted
+  /// behind a closed fence.
   [[nodiscard]] Answer run();
   /// Kicks it out of guest mode; answered once parked.
   [[nodiscard]] Answer park();

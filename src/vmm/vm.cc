@@ -50,6 +50,7 @@ Vm::Vm(Kvm kvm, VmShape shape, UniqueFd fd, std::unique_ptr<memory::GuestMemory>
   environment_.ports = &ports_;
   environment_.mmio = &mmio_;
   environment_.memory = memory_.get();
+  environment_.fence = &fence_;
   environment_.reset_requested = &reset_requested_;
   environment_.on_stop = [this](unsigned, const VcpuStop& stop) {
     if (!stopped_.exchange(true)) on_stopped_(stop);  // the first vCPU's reason; the others follow it
@@ -146,6 +147,7 @@ Status Vm::boot(const BootRequest& request) {
 }
 
 Status Vm::resume() {
+  FVMM_TRY(fenced());
   if (!paused_) return {};
   std::vector<Vcpu::Answer> answers;
   for (auto& vcpu : vcpus_) {
@@ -177,6 +179,13 @@ Status Vm::pause() {
   }
   paused_ = true;
   return {};
+}
+
+// The latch is closed before the kick: a vCPU that leaves the guest for any reason finds it, even if its mailbox is
+// full. `paused_` is the owner's, who finds every vCPU parked already.
+Status Vm::fence(const std::string& why) {
+  fence_.close(why);
+  return park_all();
 }
 
 Status Vm::park_all() {

@@ -1,7 +1,8 @@
 // A virtual machine: KVM's objects, guest memory, devices and vCPU threads.
 //
 // Life:  create() warm and empty ─► attach_devices() ─► boot() or load_memory_and_state ─► resume() ⇄ pause() ─►
-// destroyed Owner: the worker's VM thread, or the migration that took it by move. Every method is the owner's.
+// destroyed Owner: the worker's VM thread, or the migration that took it by move. Every method is the owner's, except
+// fence(), with which whoever learns that the right to run has gone stops it.
 #pragma once
 
 #include <atomic>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/fence.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "devices/bus.h"
@@ -74,6 +76,11 @@ class Vm {
   /// Parks every vCPU; a second pause is fine. kDeadlineExceeded leaves them running or parking.
   Status pause();
   [[nodiscard]] bool paused() const { return paused_; }
+  /// The right to run has gone elsewhere: parks every vCPU at once, for good, whatever its owner does meanwhile. From
+  /// then on resume() is kAborted with the reason. kDeadlineExceeded: a vCPU is stuck in the kernel, and parks when it
+  /// leaves that. Thread: any.
+  Status fence(const std::string& why);
+  [[nodiscard]] Status fenced() const { return fence_.check(); }  // thread: any
   /// Holds the guest back for that part of its time, at most kThrottlePercentMax; 0: not at all.
   void throttle(unsigned percent) { throttle_->set(percent); }
 
@@ -122,6 +129,7 @@ class Vm {
   std::unique_ptr<DirtyLog> dirty_log_;
   std::unique_ptr<memory::TrackedLog> tracked_;
   std::unique_ptr<memory::DirtyTracker> tracker_;
+  Fence fence_;
   devices::Bus ports_{"port"};
   devices::Bus mmio_{"mmio"};
   std::unique_ptr<KvmIrqLine> com1_irq_;

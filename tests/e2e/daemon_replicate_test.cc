@@ -103,6 +103,31 @@ TEST_F(DaemonReplicate, SourceThatWasNotDeadIsFenced) {
   EXPECT_TRUE(b_->verified_after_now("web"));
 }
 
+TEST_F(DaemonReplicate, FencedGuestStopsAlthoughACommandHoldsItForLong) {
+  ASSERT_EQ(replicate().code, 0);
+  ASSERT_TRUE(seals(3));
+  ASSERT_NE(a_->serial("web"), "");
+  RunningCtl long_one = a_->begin({"template", "create", "slow", "--from", "web", "--test-hook", "stall:seal"});
+  ASSERT_TRUE(wait_until([&] {
+    return Host::text(a_->vm("web"), "detail").find("template create slow") != std::string::npos;
+  }));
+  a_->kill_daemon();
+  ASSERT_EQ(recover({"--source-is-dead"}).code, 0);
+  // Its worker is still in the middle of the template, and the guest stands still all the same.
+  EXPECT_TRUE(wait_until([&] {
+    const std::size_t before = a_->serial("web").size();
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));  // six beats
+    return a_->serial("web").size() == before;
+  }));
+  EXPECT_EQ(a_->workers().size(), 1U);
+  EXPECT_TRUE(b_->verified_after_now("web"));
+  EXPECT_NE(long_one.finish().code, 0);
+  a_->start();
+  ASSERT_TRUE(wait_until([&] { return a_->state("web") == "moved"; })) << a_->state("web");
+  EXPECT_TRUE(wait_until([&] { return a_->workers().empty(); })) << "whatever its command waits for";
+  EXPECT_TRUE(cluster_.at_most_one_runs("web"));
+}
+
 TEST_F(DaemonReplicate, PeerThatIsRestartedIsFoundAgainAndNothingStartsOver) {
   ASSERT_EQ(a_->ctl({"template", "create", "base", "--from", "web"}).code, 0);
   ASSERT_EQ(replicate().code, 0);

@@ -116,6 +116,58 @@ TEST(PauseGuard, KeepPausedLeavesTheVmFrozen) {
   EXPECT_TRUE((*vm)->paused());
 }
 
+TEST(Fence, ARunningGuestStopsAtOnceAndNeverRunsAgain) {
+  FVMM_NEEDS_KVM();
+  auto made = running_workload();
+  ASSERT_TRUE(made.ok()) << made.error().message();
+  vmm::Vm& vm = **made;
+  const auto reader = vm.dirty().add_reader();
+  std::thread other([&] { EXPECT_TRUE(vm.fence("recovered elsewhere").ok()); });
+  other.join();
+  ASSERT_TRUE(vm.serial_output()->flush(Deadline::after(std::chrono::seconds(10))).ok());
+  const auto printed = vm.serial_output()->total_bytes();
+  ASSERT_TRUE(vm.dirty().harvest().ok());
+  reader->reset();
+  EXPECT_FALSE(vm.paused()) << "its owner does not know";
+  ASSERT_TRUE(vm.pause().ok());
+  EXPECT_TRUE(vm.save_state().ok());
+  const Status resumed = vm.resume();
+  ASSERT_FALSE(resumed);
+  EXPECT_EQ(resumed.error().code(), Errc::kAborted);
+  EXPECT_NE(resumed.error().message().find("recovered elsewhere"), std::string::npos);
+  EXPECT_TRUE(vm.paused());
+  EXPECT_FALSE(vm.fenced());
+  std::this_thread::sleep_for(milliseconds(100));  // many beats of the guest, if it ran
+  ASSERT_TRUE(vm.dirty().harvest().ok());
+  EXPECT_EQ(reader->pending().count(), 0U);
+  EXPECT_EQ(vm.serial_output()->total_bytes(), printed);
+}
+
+TEST(Fence, OwnerWhoPausesAndResumesMeanwhileLosesTheRace) {
+  FVMM_NEEDS_KVM();
+  for (int i = 0; i < 5; ++i) {
+    auto made = running_workload();
+    ASSERT_TRUE(made.ok()) << made.error().message();
+    vmm::Vm& vm = **made;
+    std::atomic<bool> go{false};
+    std::thread other([&] {
+      while (!go) std::this_thread::yield();
+      EXPECT_TRUE(vm.fence("recovered elsewhere").ok());
+    });
+    Status resumed;
+    for (int turn = 0; turn < 10'000 && resumed; ++turn) {
+      go = turn >= 4 * i;  // a little later each time
+      ASSERT_TRUE(vm.pause().ok());
+      resumed = vm.resume();
+    }
+    other.join();
+    ASSERT_FALSE(resumed) << i;
+    EXPECT_EQ(resumed.error().code(), Errc::kAborted) << i;
+    EXPECT_TRUE(vm.paused());
+    EXPECT_TRUE(vm.save_state().ok());
+  }
+}
+
 TEST(Pause, AVmEndsWhileItsGuestRuns) {
   FVMM_NEEDS_KVM();
   auto vm = running_workload();

@@ -121,7 +121,8 @@ TEST_P(ReplicationTest, RecoveryAtThePeerFreezesTheSourceForGood) {
   replication.start();
   ASSERT_TRUE(replication.sealed(2));
   replication.peer().recovered = true;
-  ASSERT_TRUE(replication.wait([&] { return replication.fenced(); }));
+  ASSERT_TRUE(replication.wait([&] { return replication.status().state() == "fenced"; }));
+  EXPECT_TRUE(replication.fenced());
   const std::uint64_t sealed = replication.status().generation_sealed();
   EXPECT_FALSE(fake(replication.guest()).running());
   EXPECT_EQ(replication.status().state(), "fenced");
@@ -129,6 +130,25 @@ TEST_P(ReplicationTest, RecoveryAtThePeerFreezesTheSourceForGood) {
   EXPECT_EQ(replication.status().state(), "fenced");
   EXPECT_EQ(replication.status().generation_sealed(), sealed) << "nothing counts as sealed after the recovery";
   EXPECT_TRUE(replication.newest_is_an_instant());
+}
+
+TEST_P(ReplicationTest, FencedGuestStopsAlthoughALongCommandHasIt) {
+  FakeReplication replication({.seed = sim_seed(), .on_template = GetParam()});
+  replication.fence_failures = 1;
+  replication.start();
+  ASSERT_TRUE(replication.sealed(2));
+  ASSERT_TRUE(replication.with_guest([&](migration::Guest& guest) -> Status {  // the command: it ends after the fence
+    replication.peer().recovered = true;
+    replication.peer().cut();
+    EXPECT_TRUE(replication.wait([&] { return replication.fenced(); }));
+    EXPECT_FALSE(fake(guest).running());
+    const Status resumed = guest.machine->resume();
+    EXPECT_FALSE(resumed);
+    EXPECT_EQ(resumed.error().code(), Errc::kAborted);
+    EXPECT_FALSE(fake(guest).running()) << "whatever the command does at its end";
+    return {};
+  }));
+  EXPECT_TRUE(replication.wait([&] { return replication.status().state() == "fenced"; }));
 }
 
 TEST_P(ReplicationTest, AnotherReplicationOfTheSameVmBeginsANewLine) {

@@ -9,12 +9,14 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/check.h"
+#include "base/fence.h"
 #include "memory/digest.h"
 #include "migration/machine.h"
 
@@ -85,12 +87,21 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
   }
   Status resume() override {
     if (faults_.resume) return Error(Errc::kInternal, "KVM_RUN");
+    const std::lock_guard lock(fencing_);
+    FVMM_TRY(fenced());
     if (!running_.exchange(true)) {
       runners_->entered();
       ++resumes_;
     }
     return {};
   }
+  Status fence(const std::string& why) override {
+    const std::lock_guard lock(fencing_);
+    fence_.close(why);
+    if (running_.exchange(false)) runners_->left();
+    return {};
+  }
+  [[nodiscard]] Status fenced() const override { return fence_.check(); }
   /// A guest held back writes less between two harvests.
   void throttle(unsigned percent) override {
     FVMM_CHECK(percent <= 99, "a guest is never held back for good");
@@ -179,6 +190,8 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
   memory::Bitmap written_;
   std::shared_ptr<Runners> runners_;
   FakeFaults faults_;
+  Fence fence_;
+  std::mutex fencing_;                      // resume() against fence()
   std::array<std::uint64_t, 2> registers_;  // seed, steps taken
   unsigned pages_per_step_ = 6;
   bool records_instants_ = false;

@@ -35,7 +35,13 @@ class ReplicaPeer {
     const LinkScript script = FVMM_TRY(link ? link(connections_++) : LinkScript{});
     auto [ours, theirs] = net::PipeStream::make(script.forward, script.backward);
     threads_.emplace_back([this, stream = std::move(theirs)] { serve(*stream); });
+    newest_ = ours.get();
     return std::unique_ptr<net::Stream>(std::move(ours));
+  }
+  /// Cuts the newest link, while the replication lives.
+  void cut() {
+    const std::lock_guard lock(mutex_);
+    if (newest_ != nullptr) newest_->cancel();
   }
   void join() {
     for (std::thread& thread : threads_) thread.join();
@@ -65,7 +71,8 @@ class ReplicaPeer {
 
   memory::TemplateStore store_;
   std::mutex mutex_;
-  unsigned connections_ = 0;  // mutex_
+  unsigned connections_ = 0;       // mutex_
+  net::Stream* newest_ = nullptr;  // mutex_; the replication's end
   std::list<std::thread> threads_;
   std::mutex serving_;
 };
@@ -120,9 +127,11 @@ class FakeReplication {
     options.peer = "peer:7000";
     options.policy.interval = options_.interval;
     options.buffer_bytes = options_.buffer_bytes;
-    options.on_fenced = [this](migration::Guest& guest) {
-      FVMM_CHECK(guest.machine->pause().ok(), "it can pause");
+    options.on_fenced = [this]() -> Status {
+      if (fence_failures-- > 0) return Error(Errc::kDeadlineExceeded, "a vCPU thread did not answer in time");
+      FVMM_TRY(guest_->machine->fence("recovered at peer:7000"));
       fenced_ = true;
+      return {};
     };
     options.on_step = on_step;
     auto made = migration::Replication::start(
@@ -179,6 +188,7 @@ class FakeReplication {
     return work(*guest_);
   }
   migration::StepHook on_step;  // before start()
+  int fence_failures = 0;       // before start(); so often the first vCPU is stuck
 
  private:
   const Options options_;

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/fence.h"
 #include "migration/machine.h"
 #include "support/sim_plan.h"
 
@@ -99,10 +100,17 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
       hooks_.alive();
     }
     if (faults_.start) return Error(Errc::kInternal, "sim: KVM_RUN");
+    FVMM_TRY(fenced());
     start();
     hooks_.alive();
     return {};
   }
+  Status fence(const std::string& why) override {
+    fence_.close(why);
+    running_ = false;
+    return {};
+  }
+  [[nodiscard]] Status fenced() const override { return fence_.check(); }
   void throttle(unsigned percent) override { throttle_ = percent; }
   /// Writes guest memory too, as KVM does for its clock.
   Result<v1::MachineState> save_state() override {
@@ -214,6 +222,7 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
   const std::uint64_t pages_written_;
   const SimMachineFaults faults_;
   Hooks hooks_;
+  Fence fence_;
   std::array<std::uint64_t, 2> registers_;  // seed, steps taken
   unsigned throttle_ = 0;
   bool running_ = false;
