@@ -100,6 +100,12 @@ Result<v1::ReplicaStatus> WorkerClient::start_replication(const v1::WorkerReplic
 Result<v1::ReplicaStatus> WorkerClient::stop_replication(const Deadline& deadline) const {
   return call<v1::ReplicaStatus>("StopReplication", v1::Empty(), deadline);
 }
+Status WorkerClient::fence(const std::string& peer, const Deadline& deadline) const {
+  v1::WorkerFenceRequest request;
+  request.set_peer(peer);
+  FVMM_TRY(call<v1::Empty>("Fence", request, deadline));
+  return {};
+}
 Result<v1::ReplicaStatus> WorkerClient::replication_status(const Deadline& deadline) const {
   return call<v1::ReplicaStatus>("ReplicationStatus", v1::Empty(), deadline);
 }

@@ -63,6 +63,7 @@ class WorkerClient {
   Result<v1::ReplicaStatus> start_replication(const v1::WorkerReplicateRequest& request,
                                               const Deadline& deadline) const;
   Result<v1::ReplicaStatus> stop_replication(const Deadline& deadline) const;
+  Status fence(const std::string& peer, const Deadline& deadline) const;
   Result<v1::ReplicaStatus> replication_status(const Deadline& deadline) const;
   Result<v1::TemplateInfo> seal_way_back(const v1::WorkerSealRequest& request, const Deadline& deadline) const;
   Status poke(const v1::PokeRequest& request, const Deadline& deadline) const;

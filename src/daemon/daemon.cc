@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/file.h"
+#include "daemon/checks.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -84,7 +85,9 @@ Status Daemon::open_workers(const DaemonOptions& options) {
 
 Status Daemon::open_services(const DaemonOptions& options, std::optional<UniqueFd> listener) {
   sessions_ = std::make_unique<IncomingSessions>(*registry_, *settled_, *refused_);
-  replicas_ = std::make_unique<Replicas>(FVMM_TRY(Replicas::open(options.state_directory / "replicas")));
+  std::uint64_t staging = options.replica_staging_bytes;
+  if (staging == 0) staging = FVMM_TRY(read_host_memory()).total / 100 * kReplicaStagingPercent;
+  replicas_ = std::make_unique<Replicas>(FVMM_TRY(Replicas::open(options.state_directory / "replicas", staging)));
   if (!options.listen.empty()) {
     const net::Endpoint at = FVMM_TRY(net::Endpoint::parse(options.listen), "--listen");
     peers_ = FVMM_TRY(PeerListener::open(at, {*registry_, *pool_, *supervisor_, *store_, *sessions_, *replicas_, stop_,
@@ -96,8 +99,13 @@ Status Daemon::open_services(const DaemonOptions& options, std::optional<UniqueF
   migrations.listen = listen();
   migrations.test_hooks = options.test_hooks;
   migrations_ = std::make_unique<MigrationService>(*registry_, *store_, stop_, std::move(migrations));
+  stops_ = FVMM_TRY(ReplicaStops::open({
+      .directory = options.state_directory / "replica-stops",
+      .tell = [from = listen()](const auto& stop) { return tell_stop(stop, from, Deadline::after(kTellWait)); },
+      .on_recovered = [this](const auto& stop) { fence_recovered(*registry_, stop); },
+  }));
   replications_ =
-      std::make_unique<ReplicationService>(ReplicationService::Parts{*registry_, *store_, *replicas_, *vms_},
+      std::make_unique<ReplicationService>(ReplicationService::Parts{*registry_, *store_, *replicas_, *stops_, *vms_},
                                            ReplicationService::Options{listen(), options.test_hooks});
   host_ = std::make_unique<HostService>(listen(), [this] { return pool_->warm(); });
   control::Server::Options server;

@@ -16,6 +16,7 @@
 #include "daemon/peer_listener.h"
 #include "daemon/pool.h"
 #include "daemon/registry.h"
+#include "daemon/replica_stops.h"
 #include "daemon/replicas.h"
 #include "daemon/replication_service.h"
 #include "daemon/session_ledger.h"
@@ -65,6 +66,7 @@ class Daemon {
   std::unique_ptr<VmService> vms_;
   std::unique_ptr<TemplateService> templates_;
   std::unique_ptr<MigrationService> migrations_;
+  std::unique_ptr<ReplicaStops> stops_;
   std::unique_ptr<ReplicationService> replications_;
   std::unique_ptr<HostService> host_;
   std::unique_ptr<control::Server> server_;

@@ -13,6 +13,7 @@
 #include "base/units.h"
 #include "daemon/host_service.h"
 #include "daemon/pool.h"
+#include "daemon/replicas.h"
 #include "memory/digest.h"
 #include "memory/layout.h"
 
@@ -102,6 +103,10 @@ Invocation parse_command_line(int argc, const char* const* argv) {
   app.add_option("--warm-workers", options.warm_workers, "workers kept ready for each recently used size")
       ->capture_default_str()
       ->check(CLI::Range(0U, kWarmWorkersMax));
+  std::string staging;
+  app.add_option("--replica-staging", staging,
+                 fmt::format("RAM of all VMs whose generations may come in at once, as in 8G ({} % of this host's)",
+                             kReplicaStagingPercent));
   app.set_config("--config", "", "FILE with lines \"key = value\", keys as the options");
   app.allow_config_extras(false);
   app.set_version_flag("--version", kVersion);
@@ -114,6 +119,11 @@ Invocation parse_command_line(int argc, const char* const* argv) {
     const auto parsed = parse_warm(text);
     if (!parsed) return fail(parsed.error());
     options.warm[parsed->first] += parsed->second;
+  }
+  if (!staging.empty()) {
+    const auto bytes = parse_bytes(staging);
+    if (!bytes) return fail(Error(bytes.error().code(), "--replica-staging: " + bytes.error().message()));
+    options.replica_staging_bytes = *bytes;
   }
   const auto runtime_path = absolute(runtime);
   if (!runtime_path) return fail(runtime_path.error());

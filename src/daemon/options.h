@@ -20,8 +20,9 @@ struct DaemonOptions {
   std::filesystem::path resident_directory;  // on tmpfs; empty: chosen by resident_directory()
   std::string listen;                        // HOST:PORT of the peer listener; empty: none
   bool test_hooks = false;
-  std::map<Shape, unsigned> warm;  // --warm SIZE[xN]
-  unsigned warm_workers = 1;       // of each recently used shape
+  std::map<Shape, unsigned> warm;           // --warm SIZE[xN]
+  unsigned warm_workers = 1;                // of each recently used shape
+  std::uint64_t replica_staging_bytes = 0;  // for incoming generations of all VMs; 0: kReplicaStagingPercent of RAM
 };
 
 /// Where resident templates are when nobody says: below the runtime directory when that is on tmpfs, else in /dev/shm,

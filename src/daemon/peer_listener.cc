@@ -136,6 +136,9 @@ void PeerListener::dispatch(std::unique_ptr<net::Channel> channel, const v1::Pee
     case v1::QUERY_VM:
       status = answer_vm_query(*channel, hello);
       break;
+    case v1::FORGET_REPLICA:
+      status = forget_replica(*channel, hello);
+      break;
     default:
       status = Error(Errc::kInvalidArgument, fmt::format("unknown purpose {}", static_cast<int>(hello.purpose())));
   }

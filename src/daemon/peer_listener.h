@@ -72,6 +72,7 @@ class PeerListener {
   // replicate_in.cc
   Status check_replica(const v1::PeerHello& hello) const;
   Status replicate_in(net::Channel& channel, const v1::PeerHello& hello);
+  Status forget_replica(net::Channel& channel, const v1::PeerHello& hello);
   Status answer_vm_query(net::Channel& channel, const v1::PeerHello& hello);
   /// A migration from Hello to its end. Errors before the worker has the connection are told to the source.
   Status migrate_in(std::unique_ptr<net::Channel>& channel, const v1::PeerHello& hello);

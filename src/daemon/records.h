@@ -21,7 +21,8 @@ inline constexpr const char* kVmRecordFile = "vm.pb";
 inline constexpr const char* kSessionFile = "session.pb";
 inline constexpr const char* kPreviousFile =
     "previous.pb";  // the MOVED record that an incoming replica stands in front of
-inline constexpr const char* kReplicaFile = "replica.pb";  // where the VM is, or was last, replicated to
+inline constexpr const char* kReplicaStopFile = "replica-stop.pb";  // what its end will be told the peer with
+inline constexpr const char* kReplicaFile = "replica.pb";           // where the VM is, or was last, replicated to
 inline constexpr const char* kSerialLogFile = "serial.log";
 inline constexpr const char* kWorkerLogFile = "worker.log";  // the last lines of a worker that died
 

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "base/clock.h"
@@ -17,13 +18,18 @@
 
 namespace fvmm::daemon {
 
-inline constexpr std::size_t kReplicasMax = 1024;                // records, of VMs ever replicated to this host
+inline constexpr std::size_t kReplicasMax = 1024;       // VMs whose replicas are here, or were recovered here
+inline constexpr std::size_t kReplicaStopsMax = 1024;   // ended replications; past that the oldest is forgotten
+inline constexpr unsigned kReplicaStagingPercent = 50;  // of the host's RAM, when nobody says otherwise
 inline constexpr std::chrono::seconds kReplicaTakeoverWait{30};  // for the old connection of a VM, when a new one comes
 
-/// Thread: any. Records are durable before anything depends on them: STATE/replicas/<vm id>.pb.
+/// Thread: any. Records are durable before anything depends on them: STATE/replicas/<vm id>.pb, and .stop for what its
+/// source has ended.
 class Replicas {
  public:
-  static Result<Replicas> open(std::filesystem::path directory);
+  /// @param staging_bytes_max  RAM of all VMs whose generations may come in at once: a generation is staged in our
+  ///                           memory, and may be as large as its VM
+  static Result<Replicas> open(std::filesystem::path directory, std::uint64_t staging_bytes_max);
 
   /// While it lives, its connection is the VM's only one.
   class Session {
@@ -40,8 +46,8 @@ class Replicas {
     Id vm_;
   };
   /// A source connects (anew): the connection it had before is cut, and its end waited for. Notes the source durably.
-  /// kDeadlineExceeded when the old one does not end; kResourceExhausted past kReplicasMax. `stream` outlives the
-  /// session.
+  /// kDeadlineExceeded when the old one does not end; kResourceExhausted past kReplicasMax or the memory for staging;
+  /// kAborted when the source has ended that replication, or one under a newer token. `stream` outlives the session.
   Result<Session> begin(const v1::PeerHello& hello, net::Stream& stream);
 
   /// Runs the function unless the VM has been recovered here under `token` or a newer one; recover() waits meanwhile.
@@ -51,14 +57,25 @@ class Replicas {
   /// older one is fenced from then on, and the connection that serves the VM is cut.
   Result<std::uint64_t> recover(const Id& vm, std::uint64_t token_seen);
 
-  /// kNotFound: never replicated to this host.
+  enum class Forgotten {
+    kYes,         // durably: no record of a replica is here, and nothing older comes back
+    kSuperseded,  // a later replication of the same VM is here: nothing was done
+    kRecovered    // the VM was recovered here: its source is fenced
+  };
+  /// The source has ended a replication (FORGET_REPLICA). Cuts its connection, and calls `drop`, which removes what it
+  /// had sealed, while nothing can be sealed or recovered. May be repeated. kDeadlineExceeded as begin().
+  Result<Forgotten> forget(const v1::PeerHello& hello, const std::function<void()>& drop);
+
+  /// kNotFound: never replicated to this host, or no longer.
   [[nodiscard]] Result<v1::ReplicaRecord> find(const Id& vm) const;
   [[nodiscard]] Result<v1::ReplicaRecord> find(const std::string& name) const;
 
  private:
   struct Entry {
-    v1::ReplicaRecord record;
-    net::Stream* stream = nullptr;  // of the session under way
+    v1::ReplicaRecord record;             // empty: no replica is here
+    std::optional<v1::ReplicaStop> stop;  // the last replication that its source has ended
+    std::string replication;              // of the last session; empty: none since fvmmd began, or an older peer
+    net::Stream* stream = nullptr;        // of the session under way
     std::shared_ptr<std::mutex> gate =
         std::make_shared<std::mutex>();  // taken before the table's: sealing or recovering
   };
@@ -67,12 +84,20 @@ class Replicas {
     std::condition_variable ended;
     std::map<Id, Entry> entries;  // mutex
   };
-  explicit Replicas(std::filesystem::path directory)
-      : directory_(std::move(directory)), state_(std::make_unique<State>()) {}
+  Replicas(std::filesystem::path directory, std::uint64_t staging_bytes_max)
+      : directory_(std::move(directory)), staging_bytes_max_(staging_bytes_max), state_(std::make_unique<State>()) {}
+  [[nodiscard]] std::filesystem::path file_of(const Id& vm, const char* kind) const;
+  Status load(const std::filesystem::path& file);
   Status write(const Id& vm, const v1::ReplicaRecord& record) const;
   std::shared_ptr<std::mutex> gate_of(const Id& vm);
+  // With State::mutex held:
+  Status end_session(const Id& vm, const std::string& name, std::unique_lock<std::mutex>& lock);
+  [[nodiscard]] Status check_room(const Id& vm, const v1::VmConfig& config) const;
+  Status remember_stop(const Id& vm, const v1::PeerHello& hello);
+  [[nodiscard]] Result<v1::ReplicaRecord> find_locked(const Id& vm) const;
 
   std::filesystem::path directory_;
+  std::uint64_t staging_bytes_max_;
   std::unique_ptr<State> state_;
 };
 

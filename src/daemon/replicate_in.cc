@@ -5,6 +5,7 @@
 #include "daemon/checks.h"
 #include "daemon/peer_listener.h"
 #include "daemon/records.h"
+#include "migration/refusal.h"
 #include "migration/replica_receive.h"
 #include "net/frame.h"
 
@@ -45,6 +46,27 @@ Status PeerListener::replicate_in(net::Channel& channel, const v1::PeerHello& he
   const Status ended = migration::receive_replica(channel, hello, host);
   spdlog::info("replication of VM {} from {} has ended: {}", hello.vm().name(), hello.from(), ended.error().message());
   return {};  // the source was told
+}
+
+// The source has ended a replication: its generations go, except what the VM itself runs on at its source.
+Status PeerListener::forget_replica(net::Channel& channel, const v1::PeerHello& hello) {
+  if (hello.fencing_token() == 0) return Error(Errc::kInvalidArgument, "hello: no fencing token");
+  FVMM_TRY(check_name("VM", hello.vm().name()), "hello");
+  const auto forgotten = FVMM_TRY(context_.replicas.forget(hello, [&] {
+    const auto keep = Id::from_bytes(hello.template_().digest()).value_or(Id{});
+    migration::remove_older(context_.store, hello.vm().id(), migration::replica_line(hello.vm()), ~0ULL, keep);
+  }));
+  v1::PeerMessage message;
+  message.set_kind(v1::PEER_REPLICA_FORGOTTEN);
+  if (forgotten == Replicas::Forgotten::kRecovered) {
+    message = migration::to_message(
+        v1::PEER_FENCED, Error(Errc::kAborted, fmt::format("VM {} has been recovered here", hello.vm().name())));
+  }
+  spdlog::info("the replication of VM {} from {} has been ended there{}", hello.vm().name(), hello.from(),
+               forgotten == Replicas::Forgotten::kRecovered    ? ", but it has been recovered here"
+               : forgotten == Replicas::Forgotten::kSuperseded ? ", and begun again since"
+                                                               : "");
+  return net::send_message(channel, net::FrameType::kControl, message, Deadline::after(kAnswerWait));
 }
 
 // "started": it runs here, or this host knows where it went; "refused": it does not run; "unknown": a hand-over or a

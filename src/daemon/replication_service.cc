@@ -23,6 +23,35 @@ Status check_range(const char* what, std::uint64_t value, Limit least, Limit mos
   return Error(Errc::kInvalidArgument, fmt::format("{} of {}: between {} and {}", what, value, least, most));
 }
 
+/// What the peer will be told when the replication ends.
+v1::ReplicaStop stop_of(const VmView& vm, const std::string& peer, const Id& replication) {
+  v1::ReplicaStop stop;
+  stop.set_vm(vm.id.raw());
+  stop.set_name(vm.record.config().name());
+  stop.set_peer(peer);
+  if (!replication.none()) stop.set_replication(replication.raw());
+  stop.set_fencing_token(vm.record.fencing_token());
+  *stop.mutable_template_() = vm.record.template_();
+  return stop;
+}
+
+/// As written when it began; of one that an older fvmmd began, as far as its record tells.
+Result<v1::ReplicaStop> stop_to_tell(const VmView& vm) {
+  v1::ReplicaRecord record;
+  if (!record.ParseFromString(FVMM_TRY(read_file(vm.directory / kReplicaFile, kRecordBytesMax)))) {
+    return Error(Errc::kDataLoss, fmt::format("{} is damaged", (vm.directory / kReplicaFile).string()));
+  }
+  v1::ReplicaStop stop;
+  const auto content = read_file(vm.directory / kReplicaStopFile, kRecordBytesMax);
+  const bool ours = content && stop.ParseFromString(*content) && stop.peer() == record.peer();
+  if (!ours) {
+    stop = stop_of(vm, record.peer(), Id{});
+    stop.set_fencing_token(record.fencing_token());
+  }
+  stop.set_realtime_ns(system_clock().realtime_ns());
+  return stop;
+}
+
 Result<v1::SessionAnswer> ask_source(const v1::ReplicaRecord& record, const std::string& from) {
   const Deadline wait = Deadline::after(kSourceWait);
   const auto stream = FVMM_TRY(net::Channel::connect(FVMM_TRY(net::Endpoint::parse(record.peer())), wait));
@@ -78,9 +107,14 @@ Result<v1::ReplicaStatus> ReplicationService::start(const v1::ReplicateRequest& 
                  fmt::format("VM {} is being replicated to {} already", request.vm(), already->to()));
   }
   FVMM_TRY(push_base(vm, request.to(), deadline));
+  parts_.stops.supersede(vm.id.raw(), request.to());
+  const Id replication = Id::random();
   v1::WorkerReplicateRequest work;
   *work.mutable_request() = request;
   work.set_from(options_.listen);
+  work.set_replication(replication.raw());
+  FVMM_TRY(replace_file(vm.directory / kReplicaStopFile, stop_of(vm, request.to(), replication).SerializeAsString()),
+           "record the replication");
   v1::ReplicaRecord record;
   record.set_vm(vm.id.raw());
   record.set_name(request.vm());
@@ -95,15 +129,13 @@ Result<v1::ReplicaStatus> ReplicationService::start(const v1::ReplicateRequest& 
   return started;
 }
 
-Result<v1::ReplicaStatus> ReplicationService::stop(const std::string& name) {
-  const Claim claim = FVMM_TRY(parts_.registry.claim(name, "replicate stop"));
-  const VmView vm = claim.view();
+Result<v1::ReplicaStatus> ReplicationService::end_in_worker(const VmView& vm) const {
   std::error_code ignored;
+  const std::string& name = vm.record.config().name();
   const bool recorded = std::filesystem::exists(vm.directory / kReplicaFile, ignored);
   v1::ReplicaStatus last;
   last.set_vm(name);
   last.set_state("stopped");
-  last.set_detail("nothing was under way; the replica is given up");
   if (vm.worker) {
     auto stopped = WorkerClient(vm.worker->socket()).stop_replication(Deadline::after(kStatusWait));
     const bool none = !stopped && stopped.error().code() == Errc::kFailedPrecondition;
@@ -112,9 +144,55 @@ Result<v1::ReplicaStatus> ReplicationService::stop(const std::string& name) {
   } else if (!recorded) {
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is not being replicated", name));
   }
-  // Of a fenced VM the record stays: it runs at the peer.
-  if (last.state() != "fenced") FVMM_TRY(remove_file(vm.directory / kReplicaFile));
   return last;
+}
+
+Result<v1::ReplicaStatus> ReplicationService::stop(const std::string& name) {
+  const Claim claim = FVMM_TRY(parts_.registry.claim(name, "replicate stop"));
+  const VmView vm = claim.view();
+  v1::ReplicaStatus last = FVMM_TRY(end_in_worker(vm));
+  if (last.state() == "fenced") return last;  // the record stays: it runs at the peer
+  const v1::ReplicaStop stop = FVMM_TRY(stop_to_tell(vm), "the replication's record");
+  last.set_to(stop.peer());
+  const ReplicaStops::Outcome outcome = FVMM_TRY(parts_.stops.tell(stop));
+  say_stopped(vm, outcome, last);
+  if (last.state() == "fenced") return last;
+  FVMM_TRY(remove_file(vm.directory / kReplicaFile));
+  (void)remove_file(vm.directory / kReplicaStopFile);  // of no replication: not read
+  return last;
+}
+
+void ReplicationService::say_stopped(const VmView& vm, const ReplicaStops::Outcome& outcome,
+                                     v1::ReplicaStatus& last) const {
+  switch (outcome.told) {
+    case ReplicaStops::Told::kYes:
+      return last.set_detail(fmt::format("{} has dropped the replica", last.to()));
+    case ReplicaStops::Told::kLater:
+      return last.set_detail(
+          fmt::format("{} still holds the replica, and has not been told ({}); it is told as soon as "
+                      "it answers",
+                      last.to(), outcome.why));
+    case ReplicaStops::Told::kNotUnderstood:
+      return last.set_detail(
+          fmt::format("{} keeps the replica ({}): remove its generations there", last.to(), outcome.why));
+    case ReplicaStops::Told::kRecovered:
+      break;
+  }
+  last.set_state("fenced");
+  last.set_detail(outcome.why);
+  if (!vm.worker) return;
+  const Status fenced = WorkerClient(vm.worker->socket()).fence(last.to(), Deadline::after(kStatusWait));
+  if (!fenced)
+    spdlog::error("VM {} runs at {} and could not be stopped here: {}", last.vm(), last.to(), fenced.error().message());
+}
+
+void fence_recovered(const Registry& registry, const v1::ReplicaStop& stop) {
+  const auto vm = registry.find(Id::from_bytes(stop.vm()).value_or(Id{}));
+  if (!vm || !vm->worker || vm->record.fencing_token() != stop.fencing_token()) return;
+  const Status fenced = WorkerClient(vm->worker->socket()).fence(stop.peer(), Deadline::after(kStatusWait));
+  if (!fenced)
+    spdlog::error("VM {} runs at {} and could not be stopped here: {}", stop.name(), stop.peer(),
+                  fenced.error().message());
 }
 
 Result<v1::ReplicaStatus> ReplicationService::status(const std::string& name) const {

@@ -83,7 +83,7 @@ class Worker {
 
   // worker_replication.cc
   Status fence(const std::string& peer);  // thread: any; with no guest in hand
-  Status with_guest(const std::function<Status(migration::Guest&)>& work);
+  Status with_guest(const std::string& what, const std::function<Status(migration::Guest&)>& work);
   Result<v1::ReplicaStatus> start_replication(const v1::WorkerReplicateRequest& request);
   Result<v1::ReplicaStatus> stop_replication();
   Result<v1::ReplicaStatus> replication_status();

@@ -28,13 +28,21 @@ void Worker::register_replication() {
       [this](Call&, const v1::WorkerReplicateRequest& request) { return start_replication(request); });
   server_->unary<v1::Empty, v1::ReplicaStatus>(service + "StopReplication",
                                                [this](Call&, const v1::Empty&) { return stop_replication(); });
+  server_->unary<v1::WorkerFenceRequest, v1::Empty>(
+      service + "Fence", [this](Call&, const v1::WorkerFenceRequest& request) -> Result<v1::Empty> {
+        const v1::VmState state = board_.get().state();
+        const bool has_guest = state == v1::VM_RUNNING || state == v1::VM_PAUSED || state == v1::VM_MIGRATING;
+        if (!has_guest) return no_guest();
+        FVMM_TRY(fence(request.peer()));
+        return v1::Empty();
+      });
   server_->unary<v1::Empty, v1::ReplicaStatus>(service + "ReplicationStatus",
                                                [this](Call&, const v1::Empty&) { return replication_status(); });
 }
 
 // A generation takes the guest for as long as its capture lasts; commands wait for that, not for a link.
-Status Worker::with_guest(const std::function<Status(migration::Guest&)>& work) {
-  GuestSlot::Held held = FVMM_TRY(slot_.take("replicate", GuestSlot::Stay::kBrief));
+Status Worker::with_guest(const std::string& what, const std::function<Status(migration::Guest&)>& work) {
+  GuestSlot::Held held = FVMM_TRY(slot_.take(what, GuestSlot::Stay::kBrief));
   if (held.empty()) return Error(Errc::kFailedPrecondition, "this worker has no VM");
   const v1::VmState state = board_.get().state();
   if (state != v1::VM_RUNNING && state != v1::VM_PAUSED) {
@@ -51,6 +59,8 @@ Result<v1::ReplicaStatus> Worker::start_replication(const v1::WorkerReplicateReq
   }
   migration::ReplicationOptions options = to_options(request.request());
   options.from = request.from();
+  if (!request.replication().empty())
+    options.replication = FVMM_TRY(Id::from_bytes(request.replication()), "replication");
   if (const std::string& hook = request.request().test_hook(); options_.test_hooks) {
     options.peer_test_hook = migration::peer_part(hook);
     if (options.peer_test_hook.empty()) options.on_step = FVMM_TRY(migration::parse_step_hook(hook));
@@ -59,7 +69,7 @@ Result<v1::ReplicaStatus> Worker::start_replication(const v1::WorkerReplicateReq
   options.wanted = [this] { return slot_.wanted(); };
   auto transport = std::make_unique<migration::TcpTransport>(FVMM_TRY(net::Endpoint::parse(options.peer)));
   replication_ = FVMM_TRY(migration::Replication::start(
-      std::move(options), [this](const auto& work) { return with_guest(work); }, std::move(transport)));
+      std::move(options), [this](const auto& work) { return with_guest("replicate", work); }, std::move(transport)));
   return replication_->status();
 }
 

@@ -122,25 +122,28 @@ void Replication::send_loop() {
   for (;;) {
     const std::uint64_t sealed_before = status().generation_sealed();
     const Status ended = session();
-    if (!ended) lose_link(ended.error());
+    const bool refused = !ended && ended.error().code() == Errc::kResourceExhausted;
+    pause = status().generation_sealed() > sealed_before
+                ? kReconnectFirst
+                : std::min<std::chrono::milliseconds>(pause * 2, refused ? kRefusedLast : kReconnectLast);
+    if (!ended) lose_link(ended.error(), pause);
     std::unique_lock lock(mutex_);
     if (stopping_ || status_.state() == "fenced") return;
-    pause = status_.generation_sealed() > sealed_before
-                ? kReconnectFirst
-                : std::min<std::chrono::milliseconds>(pause * 2, kReconnectLast);
     if (changed_.wait_for(lock, pause, [this] { return stopping_; })) return;
     status_.set_reconnects(status_.reconnects() + 1);
   }
 }
 
 // From now on captures fail at once and give their pages back; those of finished generations go with the next one.
-void Replication::lose_link(const Error& error) {
+void Replication::lose_link(const Error& error, std::chrono::milliseconds next_try) {
   {
     const std::lock_guard lock(mutex_);
     connected_ = false;
     if (!stopping_ && status_.state() != "fenced") {
-      status_.set_state("reconnecting");
-      status_.set_detail(error.message());
+      const bool refused = error.code() == Errc::kResourceExhausted;
+      status_.set_state(refused ? "refused" : "reconnecting");
+      status_.set_detail(refused ? fmt::format("{}; tried again every {:.1f} s", error.message(), to_ms(next_try) / 1e3)
+                                 : error.message());
     }
   }
   buffer_->break_off();
@@ -157,6 +160,7 @@ v1::PeerHello Replication::hello() const {
   hello.set_fencing_token(fencing_token_);
   *hello.mutable_cpu() = cpu_;
   hello.set_from(options_.from);
+  if (!options_.replication.none()) hello.set_replication(options_.replication.raw());
   hello.set_test_hook(options_.peer_test_hook);
   return hello;
 }

@@ -38,6 +38,7 @@ inline constexpr std::chrono::seconds kReplicaConnectWait{10};    // for connect
 inline constexpr std::chrono::seconds kReplicaAnswerWait{120};    // for HELD and SEALED: the peer's disk may be slow
 inline constexpr std::chrono::milliseconds kReconnectFirst{100};  // then twice as long each time
 inline constexpr std::chrono::seconds kReconnectLast{5};
+inline constexpr std::chrono::seconds kRefusedLast{30};       // where the peer has no room: that ends less soon
 inline constexpr std::chrono::milliseconds kPolicyLook{10};   // between two looks at the dirt, at the least
 inline constexpr std::chrono::milliseconds kSenderLook{200};  // between two looks at an idle link
 inline constexpr std::size_t kSendPages = 256;                // taken from the buffer at a time
@@ -45,6 +46,7 @@ inline constexpr std::size_t kSendPages = 256;                // taken from the 
 struct ReplicationOptions {
   std::string peer;  // HOST:PORT, for status and errors
   std::string from;  // our daemon's peer address
+  Id replication;    // what this one is called, at both ends
   ReplicationPolicy policy;
   std::uint64_t buffer_bytes = kReplicateBuffer;
   std::uint64_t bandwidth_bytes_s = 0;
@@ -104,7 +106,7 @@ class Replication {
   memory::Digest digest_of(const memory::Digest& parent, std::uint64_t& pages);
   Status await(v1::PeerKind wanted, std::uint64_t number);
   Status step(std::string_view name);
-  void lose_link(const Error& error);
+  void lose_link(const Error& error, std::chrono::milliseconds next_try);
   void fence();
   void set_state(std::string_view state, std::string detail);
 

@@ -29,6 +29,24 @@ class DaemonReplicate : public TwoHostsWithWeb {
     words.insert(words.end(), more.begin(), more.end());
     return b_->ctl(words);
   }
+  /// Ends the replication, and B never hears of it: as after an older fvmmd, or one that lost its disk.
+  void stop_untold() {
+    b_->kill_daemon();
+    const Ctl stopped = a_->ctl({"replicate", "stop", "web"});
+    EXPECT_EQ(stopped.code, 0) << stopped;
+    EXPECT_NE(stopped.text("detail").find("has not been told"), std::string::npos) << stopped;
+    a_->kill_daemon();
+    std::filesystem::remove_all(a_->state_directory() / "replica-stops");
+    b_->start();
+    a_->start();
+  }
+  int generations_at_b() {
+    int count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(b_->state_directory() / "templates")) {
+      if (entry.path().filename().string().starts_with("web.")) ++count;
+    }
+    return count;
+  }
   void kill_source() {
     a_->kill_daemon();
     for (const pid_t worker : a_->workers()) ::kill(worker, SIGKILL);
@@ -108,9 +126,8 @@ TEST_F(DaemonReplicate, FencedGuestStopsAlthoughACommandHoldsItForLong) {
   ASSERT_TRUE(seals(3));
   ASSERT_NE(a_->serial("web"), "");
   RunningCtl long_one = a_->begin({"template", "create", "slow", "--from", "web", "--test-hook", "stall:seal"});
-  ASSERT_TRUE(wait_until([&] {
-    return Host::text(a_->vm("web"), "detail").find("template create slow") != std::string::npos;
-  }));
+  ASSERT_TRUE(wait_until(
+      [&] { return Host::text(a_->vm("web"), "detail").find("template create slow") != std::string::npos; }));
   a_->kill_daemon();
   ASSERT_EQ(recover({"--source-is-dead"}).code, 0);
   // Its worker is still in the middle of the template, and the guest stands still all the same.
@@ -173,13 +190,78 @@ TEST_F(DaemonReplicate, VmThatMovedOnAfterItsReplicaIsNotRecoveredBesideItself) 
   Host& third = cluster_.add("C");
   ASSERT_EQ(replicate().code, 0);
   ASSERT_TRUE(seals(2));
-  ASSERT_EQ(a_->ctl({"replicate", "stop", "web"}).code, 0);
+  stop_untold();
   ASSERT_EQ(a_->ctl({"migrate", "web", "--to", third.listen(), "--max-downtime", "100ms"}).code, 0);
   const Ctl refused = recover();
   EXPECT_EQ(refused.code, 1) << refused;
   EXPECT_NE(refused.err.find("moved to " + third.listen()), std::string::npos) << refused;
   EXPECT_TRUE(third.verified_after_now("web"));
   EXPECT_TRUE(cluster_.at_most_one_runs("web"));
+}
+
+TEST_F(DaemonReplicate, EndedReplicationLeavesNoReplicaAtThePeer) {
+  ASSERT_EQ(a_->ctl({"template", "create", "base", "--from", "web"}).code, 0);
+  for (int turn = 0; turn < 2; ++turn) {
+    ASSERT_EQ(replicate().code, 0);
+    ASSERT_TRUE(seals(3));
+    EXPECT_GT(generations_at_b(), 0);
+    const Ctl stopped = a_->ctl({"replicate", "stop", "web"});
+    ASSERT_EQ(stopped.code, 0) << stopped;
+    EXPECT_EQ(stopped.text("state"), "stopped");
+    EXPECT_NE(stopped.text("detail").find("has dropped the replica"), std::string::npos) << stopped;
+    EXPECT_EQ(generations_at_b(), 0);
+    const Ctl refused = recover({"--source-is-dead"});
+    EXPECT_EQ(refused.code, 1) << refused;
+    EXPECT_NE(refused.err.find("has been ended at " + a_->listen()), std::string::npos) << refused;
+  }
+  EXPECT_TRUE(a_->verified_after_now("web"));
+}
+
+TEST_F(DaemonReplicate, PeerThatWasAwayHearsOfTheEndWhenItIsBack) {
+  ASSERT_EQ(replicate().code, 0);
+  ASSERT_TRUE(seals(2));
+  b_->kill_daemon();
+  const Ctl stopped = a_->ctl({"replicate", "stop", "web"});
+  ASSERT_EQ(stopped.code, 0) << stopped;
+  EXPECT_NE(stopped.text("detail").find(b_->listen() + " still holds the replica"), std::string::npos) << stopped;
+  a_->kill_daemon();  // and the next fvmmd knows
+  a_->start();
+  b_->start();
+  ASSERT_TRUE(wait_until([&] { return generations_at_b() == 0; }));
+  EXPECT_TRUE(wait_until([&] { return std::filesystem::is_empty(a_->state_directory() / "replica-stops"); }));
+  const Ctl refused = recover({"--source-is-dead"});
+  EXPECT_NE(refused.err.find("has been ended"), std::string::npos) << refused;
+  EXPECT_TRUE(a_->verified_after_now("web"));
+}
+
+TEST_F(DaemonReplicate, EndThatThePeerHearsAfterItsRecoveryFencesTheSource) {
+  ASSERT_EQ(replicate().code, 0);
+  ASSERT_TRUE(seals(3));
+  b_->kill_daemon();
+  ASSERT_EQ(a_->ctl({"replicate", "stop", "web"}).code, 0);
+  a_->kill_daemon();  // its guest goes on, and no link to B is left
+  b_->start();
+  ASSERT_EQ(recover({"--source-is-dead"}).code, 0);
+  a_->start();
+  ASSERT_TRUE(wait_until([&] { return a_->state("web") == "moved"; })) << a_->state("web");
+  EXPECT_EQ(Host::text(a_->vm("web"), "moved_to"), b_->listen());
+  EXPECT_TRUE(cluster_.at_most_one_runs("web"));
+  EXPECT_TRUE(b_->verified_after_now("web"));
+}
+
+TEST_F(DaemonReplicate, PeerWithoutRoomForStagingSaysSoAndTheSourceShowsIt) {
+  Host& full = cluster_.add("C", {"--test-hooks", "--warm-workers", "0", "--replica-staging", "63M"});
+  ASSERT_EQ(a_->ctl({"replicate", "start", "web", "--to", full.listen(), "--interval", "20ms"}).code, 0);
+  Ctl status;
+  ASSERT_TRUE(wait_until([&] {
+    status = a_->ctl({"replicate", "status", "web"});
+    return status.text("state") == "refused";
+  })) << status;
+  for (const auto* part : {"63", "64", "--replica-staging", "web", "tried again every"}) {
+    EXPECT_NE(status.text("detail").find(part), std::string::npos) << part << "\n" << status;
+  }
+  full.end_daemon();
+  EXPECT_TRUE(a_->verified_after_now("web"));
 }
 
 TEST_F(DaemonReplicate, SecondRecoveryIsRefusedAndTakesNoRight) {
@@ -224,13 +306,13 @@ TEST_P(KilledAt, NewestSealedGenerationStartsAndVerifies) {
   ASSERT_EQ(a_->ctl({"template", "create", "base", "--from", "web"}).code, 0);
   ASSERT_EQ(replicate().code, 0);
   ASSERT_TRUE(seals(3));
-  ASSERT_EQ(a_->ctl({"replicate", "stop", "web"}).code, 0);
+  stop_untold();
   (void)replicate({"--test-hook", step});  // its answer may be lost with the worker
   if (peer) {
     ASSERT_TRUE(wait_until([&] { return b_->ctl({"host", "show"}).code != 0; }));
     b_->end_daemon(SIGKILL);
+    kill_source();  // first: it would come again, and the hook with it
     b_->start();
-    kill_source();
   } else {
     ASSERT_TRUE(wait_until([&] { return a_->state("web") == "lost"; }));
   }

@@ -42,7 +42,7 @@ inline void SimReplicaWorld::boot() {
   for (int attempt = 0;; ++attempt) {  // a full disk: somebody starts it again
     auto store = memory::TemplateStore::open(directory_ / "store");
     const Status swept = store ? store->sweep() : Status(store.error());
-    auto replicas = daemon::Replicas::open(directory_ / "replicas");
+    auto replicas = daemon::Replicas::open(directory_ / "replicas", kGiB);
     if (swept && replicas) {
       fvmmd_ = std::make_shared<SimFvmmd>(SimFvmmd{std::move(*replicas), std::move(*store)});
       break;

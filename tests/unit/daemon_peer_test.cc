@@ -26,7 +26,7 @@ class PeerTest : public testing::Test {
     pool_ = *WorkerPool::open(spawner_, {.per_recent_shape = 0});
     supervisor_ = std::make_unique<Supervisor>(*registry_, stop_);
     sessions_ = std::make_unique<IncomingSessions>(*registry_, *settled_, *refused_);
-    replicas_ = std::make_unique<Replicas>(*Replicas::open(scratch_.path() / "replicas"));
+    replicas_ = std::make_unique<Replicas>(*Replicas::open(scratch_.path() / "replicas", kGiB));
     listener_ = *PeerListener::open({"127.0.0.1", 0}, {*registry_, *pool_, *supervisor_, *store_, *sessions_,
                                                        *replicas_, stop_, scratch_.path(), false});
     listener_->start();
