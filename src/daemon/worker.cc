@@ -75,7 +75,9 @@ Worker::Worker(WorkerOptions options, std::string boot_id)
   });
 }
 
-Worker::~Worker() = default;
+Worker::~Worker() {
+  if (way_back_.joinable()) way_back_.join();
+}
 
 void Worker::run() {
   server_->run();

@@ -21,7 +21,7 @@ Result<Plan> choose_by_delta(migration::Guest& guest, const v1::MigrateRequest& 
   if (guest.machine->paused()) return Plan{migration::Mode::kSuspend, "the VM is paused anyway"};
   FVMM_TRY(guest.machine->dirty().harvest());
   migration::Progress now;
-  const bool by_way_back = guest.way_back && guest.way_back->peer == wanted.to();
+  const bool by_way_back = migration::may_go_by_way_back(guest, wanted.to());
   now.pages_left = (by_way_back ? guest.way_back->since : guest.since_base)->pending().count();
   now.bytes_per_second = kAssumedBytesPerSecond;
   if (wanted.bandwidth_bytes_s() != 0) {
@@ -116,13 +116,16 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
     info.set_detail(fmt::format("migrating to {}", wanted.to()));
     if (info.state() == before) info.set_state(v1::VM_MIGRATING);
   });
-  options.by_way_back = plan.mode != migration::Mode::kPrecopy && guest.way_back && guest.way_back->peer == wanted.to();
+  options.by_way_back = plan.mode != migration::Mode::kPrecopy && migration::may_go_by_way_back(guest, wanted.to());
   if (options.by_way_back) options.why_mode = plan.why + "; against what the peer kept of it, the way back";
   migration::SourceState ended{};
   v1::MigrateResult result = run_session(guest, options, transport, ended);
-  // What the peer kept for this return is gone, or not sealed yet: the template will do.
-  if (options.by_way_back && result.result() == "aborted" &&
-      result.code() == static_cast<std::uint32_t>(Errc::kNotFound)) {
+  // What the peer kept for this return is gone, not sealed yet, or another one: the template will do.
+  const bool not_there = result.code() == static_cast<std::uint32_t>(Errc::kNotFound) ||
+                         result.code() == static_cast<std::uint32_t>(Errc::kFailedPrecondition);
+  if (options.by_way_back && result.result() == "aborted" && not_there) {
+    spdlog::warn("what {} kept for the way back cannot be used ({}): against the template instead", wanted.to(),
+                 result.error());
     options.by_way_back = false;
     options.why_mode = plan.why;
     result = run_session(guest, options, transport, ended);
@@ -150,6 +153,7 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
 v1::MigrateResult Worker::run_session(migration::Guest& guest, migration::SourceOptions options,
                                       migration::Transport& transport, migration::SourceState& ended) {
   const bool on_template = options.mode != migration::Mode::kPrecopy && !guest.base.id().empty();
+  const bool by_way_back = options.by_way_back;
   migration::FileJournal journal(vm_directory_);
   const auto session = std::make_shared<migration::SourceSession>(guest, std::move(options), transport, journal);
   {
@@ -163,7 +167,10 @@ v1::MigrateResult Worker::run_session(migration::Guest& guest, migration::Source
   });
   v1::MigrateResult result = session->run();
   ended = session->state();
-  if (ended == migration::SourceState::kDone && on_template) departed_ = {session->id(), session->final_state()};
+  if (ended == migration::SourceState::kDone && on_template) {
+    departed_.emplace(
+        Departed{session->id(), session->final_state(), session->take_way_back(), by_way_back, session->base_digest()});
+  }
   return result;
 }
 
@@ -179,6 +186,12 @@ Result<v1::Empty> Worker::cancel_migration() {
 }
 
 Result<v1::WorkerInfo> Worker::receive(control::Call& call, const v1::WorkerReceiveRequest& request) {
+  auto received = receive_guest(call, request);
+  if (received) agree_on_way_back();  // the guest rests here by now, and serves other commands, too
+  return received;
+}
+
+Result<v1::WorkerInfo> Worker::receive_guest(control::Call& call, const v1::WorkerReceiveRequest& request) {
   GuestSlot::Held held = FVMM_TRY(slot_.take("receive"));
   if (!held.empty()) return Error(Errc::kFailedPrecondition, "this worker already has a VM");
   auto descriptors = call.take_descriptors();

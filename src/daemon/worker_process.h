@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "control/server.h"
@@ -19,6 +20,7 @@
 #include "migration/replication.h"
 #include "migration/source.h"
 #include "migration/vm_machine.h"
+#include "migration/way_back.h"
 #include "proto/worker.pb.h"
 
 namespace fvmm::daemon {
@@ -67,7 +69,13 @@ class Worker {
 
   // worker_template.cc
   Result<v1::TemplateInfo> create_template(const v1::WorkerTemplateRequest& request);
+
+  // worker_way_back.cc
   Result<v1::TemplateInfo> seal_way_back(const v1::WorkerSealRequest& request);
+  Status check_departed(const migration::Guest& guest);
+  void agree_on_way_back();
+  Status agree(net::Stream& stream, migration::ArrivedPages arrived);
+  Status when_guest_rests(const std::string& what, const std::function<Status(migration::Guest&)>& work);
 
   // worker_migration.cc
   Result<v1::MigrateResult> migrate_guest(migration::Guest& guest, const v1::WorkerMigrateRequest& request,
@@ -76,6 +84,7 @@ class Worker {
                                 migration::Transport& transport, migration::SourceState& ended);
   Result<v1::MigrateEvent> migrate(control::Call& call, const v1::WorkerMigrateRequest& request);
   Result<v1::Empty> cancel_migration();
+  Result<v1::WorkerInfo> receive_guest(control::Call& call, const v1::WorkerReceiveRequest& request);
   Result<v1::WorkerInfo> receive(control::Call& call, const v1::WorkerReceiveRequest& request);
   Result<v1::Empty> add_connection(control::Call& call, const v1::WorkerAddConnectionRequest& request);
   Result<v1::WorkerInfo> settle(const v1::WorkerSettleRequest& request);
@@ -104,6 +113,9 @@ class Worker {
   struct Departed {
     Id session;
     v1::MachineState state;
+    std::unique_ptr<net::Stream> way_back;  // null: an older peer
+    bool by_way_back = false;               // the pages that travelled were against that, not the template
+    memory::Digest base;                    // of what they were against
   };
   std::optional<Departed> departed_;  // with the guest in hand: it has left, against a template that we have
   std::mutex session_mutex_;
@@ -118,6 +130,7 @@ class Worker {
   std::atomic<bool> stopping_{false};
   std::mutex replication_mutex_;
   std::unique_ptr<migration::Replication> replication_;  // replication_mutex_; its threads use what stands above
+  std::thread way_back_;                                 // of a VM that came in; once
   std::unique_ptr<control::Server> server_;
 };
 

@@ -12,6 +12,7 @@
 #include "base/pause_guard.h"
 #include "daemon/template_service.h"
 #include "daemon/worker_process.h"
+#include "daemon/worker_seal.h"
 #include "memory/instant_copy.h"
 #include "memory/write_protect.h"
 #include "migration/capture.h"
@@ -24,9 +25,6 @@
 namespace fvmm::daemon {
 namespace {
 
-constexpr std::uint64_t kTemplateChunkPages = 1024;  // 4 MiB a call
-constexpr std::uint32_t kWayBackChainMax = 4;        // generations; then they become one delta
-
 struct Engine {
   std::string name;
   std::string why;
@@ -38,17 +36,6 @@ Result<Engine> choose_engine(const std::string& wanted) {
     return Engine{"chase", "works on every mapping, and no write of the guest ever waits"};
   }
   return Error(Errc::kInvalidArgument, "template engine \"" + wanted + "\"; there are auto, cow, chase and stop");
-}
-
-/// Writes the pages, from guest memory or from where they were captured, and the state that belongs to them.
-template <class Source>
-Result<memory::TemplateInfo> seal(memory::TemplateWriter& writer, const memory::Bitmap& pages, const Source& source,
-                                  const v1::MachineState& state) {
-  for (const memory::PageRange& range : pages.ranges(kTemplateChunkPages)) {
-    FVMM_TRY(writer.add_pages(range.first, source.pages(range)));
-  }
-  FVMM_TRY(writer.set_machine_state(state));
-  return writer.seal();
 }
 
 /// One template of one guest, until it is sealed. Owner: the command's thread, with the guest in hand.
@@ -114,7 +101,7 @@ class TemplateOfGuest {
     memory::TemplateWriter writer = FVMM_TRY(begin_whole(store));
     memory::Bitmap pages = guest_.since_base->pending();
     if (!guest_.base.id().empty()) pages.set_all();  // a base generation is whole: what the old base holds goes in, too
-    return seal(writer, pages, ram, state);
+    return seal_pages(writer, pages, ram, state);
   }
 
   // On the zero template a base, else a delta over what the VM runs on.
@@ -142,7 +129,7 @@ class TemplateOfGuest {
     FVMM_TRY(staged.settle(), "captured pages");
     if (on_step_) FVMM_TRY(on_step_("seal"));
     FVMM_TRY(guest_.machine->fenced());
-    if (writer.capture_file() < 0) return seal(writer, taken.pages, staged, taken.state);
+    if (writer.capture_file() < 0) return seal_pages(writer, taken.pages, staged, taken.state);
     for (const memory::PageRange& range : taken.pages.ranges(kTemplateChunkPages)) {
       FVMM_TRY(writer.add_captured(range.first, staged.pages(range)));
     }
@@ -201,29 +188,6 @@ Result<v1::TemplateInfo> Worker::create_template(const v1::WorkerTemplateRequest
   answer.set_why_engine(engine.why);
   answer.set_duration_ms(to_ms(std::chrono::steady_clock::now() - began));
   return answer;
-}
-
-// The VM has left against a template of ours, and the peer counts what it writes from there: with this generation here
-// the way back is as short as that. If it cannot be sealed the way back is against the template, as before.
-Result<v1::TemplateInfo> Worker::seal_way_back(const v1::WorkerSealRequest& request) {
-  GuestSlot::Held held = FVMM_TRY(slot_.take("seal the way back"));
-  if (held.empty() || !departed_ || board_.get().state() != v1::VM_MOVED) {
-    return Error(Errc::kFailedPrecondition, "no VM has left this worker on a template");
-  }
-  migration::Guest& guest = *held;
-  auto store = FVMM_TRY(memory::TemplateStore::open(request.store_directory()));
-  const memory::Bitmap& pages = guest.since_base->pending();
-  memory::TemplateWriter writer = FVMM_TRY(
-      store.begin_delta({.parent = "",
-                         .parent_digest = FVMM_TRY(Id::from_bytes(guest.base.digest()), "the VM's template"),
-                         .id = departed_->session,
-                         .name = memory::generation_name(migration::way_back_line(guest.config), guest.fencing_token),
-                         .generation = guest.fencing_token,
-                         .config = guest.config,
-                         .pages_expected = pages.count()}));
-  memory::TemplateInfo info = FVMM_TRY(seal(writer, pages, guest.machine->memory(), departed_->state));
-  if (info.chain > kWayBackChainMax) info = FVMM_TRY(store.squash(info.name));
-  return to_proto(info);
 }
 
 }  // namespace fvmm::daemon

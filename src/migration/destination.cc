@@ -175,6 +175,18 @@ void DestinationSession::note_way_back() {
   guest_->way_back->generation = session_;
   guest_->way_back->peer = hello_.from();
   guest_->way_back->since = guest_->machine->dirty().add_reader();
+  agrees_ = hello_.agrees_way_back();
+  if (agrees_) guest_->way_back->agreed = WayBack::Agreed::kOpen;
+}
+
+std::unique_ptr<net::Stream> DestinationSession::take_way_back() {
+  return agrees_ ? std::move(control_) : nullptr;
+}
+
+memory::Bitmap DestinationSession::arrived() const {
+  memory::Bitmap pages(receivers_.front()->written().pages());
+  for (const auto& receiver : receivers_) pages.merge(receiver->written());
+  return pages;
 }
 
 Status DestinationSession::wait_for_commit() {
@@ -319,6 +331,7 @@ Status DestinationSession::say(v1::PeerKind kind) {
   message.set_kind(kind);
   for (const v1::Timing& timing : timings_) *message.add_timings() = timing;
   timings_.clear();
+  message.set_agrees_way_back(kind == v1::PEER_STARTED && agrees_);
   return net::send_message(*control_, net::FrameType::kControl, message, Deadline::after(environment_.waits.commit));
 }
 

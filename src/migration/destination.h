@@ -69,6 +69,13 @@ class DestinationSession {
   /// refused.
   Result<std::unique_ptr<Guest>> run();
 
+  /// After run(), once: the connection, on which WAY_BACK is due (way_back.h); null when the source expects none.
+  [[nodiscard]] std::unique_ptr<net::Stream> take_way_back();
+  /// After run(): the pages that came, and the digest of what they differ from.
+  [[nodiscard]] memory::Bitmap arrived() const;
+  [[nodiscard]] memory::Digest base_digest() const {
+    return Id::from_bytes(hello_.template_().digest()).value_or(Id{});
+  }
   /// A data connection that the listener accepted; refused when it is unexpected. Thread: any.
   Status add_connection(DataConnection connection);
   /// For a peer's query: refuses the session durably if COMMIT has not come, or if the start failed. Says "started"
@@ -117,6 +124,7 @@ class DestinationSession {
   std::atomic<bool> cancelled_{false};
   std::vector<std::unique_ptr<PageReceiver>> receivers_;
   v1::PeerMessage state_message_;
+  bool agrees_ = false;  // both sides: WAY_BACK follows
   std::vector<v1::Timing> timings_;
   SteadyTime phase_began_;
   std::optional<ScopedFifo> pause_begins_;  // this thread's waits are the guest's downtime from here to STARTED

@@ -9,6 +9,7 @@
 
 #include "base/id.h"
 #include "base/result.h"
+#include "memory/digest.h"
 #include "memory/dirty.h"
 #include "memory/guest_memory.h"
 #include "memory/template_store.h"
@@ -56,9 +57,16 @@ inline Result<std::chrono::nanoseconds> find_delta(Machine& machine) {
 /// The memory with which a VM arrived, which the host that it came from keeps as a generation: going back there, only
 /// what was written since has to travel. docs/techniques.md.
 struct WayBack {
+  enum class Agreed {
+    kByIdAlone,  // with an older peer, which agrees on nothing
+    kOpen,       // not yet, or never: the template will do
+    kYes         // way_back.h: both have the same, and the peer has sealed it
+  };
   Id generation;                                        // its id there: the session that brought the VM
   std::string peer;                                     // HOST:PORT
   std::unique_ptr<memory::DirtyTracker::Reader> since;  // from before the first entry
+  Agreed agreed = Agreed::kByIdAlone;
+  memory::Digest digest{};  // of the generation there, once agreed
 };
 
 /// A VM, who it is, and what its memory is a delta of.

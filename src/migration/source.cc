@@ -109,9 +109,11 @@ v1::PeerHello SourceSession::hello() const {
   if (options_.mode != Mode::kPrecopy) *hello.mutable_template_() = guest_.base;  // precopy is a copy of everything
   if (options_.by_way_back) {
     hello.mutable_template_()->set_id(guest_.way_back->generation.raw());
-    hello.mutable_template_()->clear_digest();  // known to the peer alone, which has sealed it since
+    hello.mutable_template_()->clear_digest();  // of an older peer: known to it alone, which has sealed it since
     hello.mutable_template_()->clear_name();
+    if (const auto& known = guest_.way_back->digest; !known.none()) hello.mutable_template_()->set_digest(known.raw());
   }
+  hello.set_agrees_way_back(!hello.template_().id().empty());
   hello.set_fencing_token(guest_.fencing_token + 1);
   *hello.mutable_cpu() = guest_.machine->cpu();
   hello.set_from(options_.from);
@@ -119,6 +121,17 @@ v1::PeerHello SourceSession::hello() const {
   hello.set_realtime_ns(static_cast<std::uint64_t>(system_clock().realtime_ns()));
   hello.set_test_hook(options_.peer_test_hook);
   return hello;
+}
+
+memory::Digest SourceSession::base_digest() const {
+  if (options_.by_way_back) return guest_.way_back->digest;
+  return Id::from_bytes(guest_.base.digest()).value_or(Id{});
+}
+
+std::unique_ptr<net::Stream> SourceSession::take_way_back() {
+  if (state_ != SourceState::kDone || !peer_agrees_ || options_.mode == Mode::kPrecopy) return nullptr;
+  const std::lock_guard lock(streams_mutex_);
+  return std::move(control_);
 }
 
 Status SourceSession::connect() {

@@ -85,6 +85,11 @@ class SourceSession {
   /// Before COMMIT ends the session as aborted; after it has no effect. Thread: any.
   void cancel();
   [[nodiscard]] const Id& id() const { return session_; }
+  /// After kDone, once: the connection, on which the peer goes on with WAY_BACK (way_back.h); null when it is an older
+  /// one, or when the VM left without a template.
+  [[nodiscard]] std::unique_ptr<net::Stream> take_way_back();
+  /// Digest of what the pages that travelled differ from; none(): a generation that only the peer knows.
+  [[nodiscard]] memory::Digest base_digest() const;
   /// After kDone: the state that left, for the generation that is kept for the way back.
   [[nodiscard]] const v1::MachineState& final_state() const { return final_state_; }
 
@@ -129,6 +134,7 @@ class SourceSession {
   bool we_paused_ = false;
   std::optional<ScopedFifo> pause_begins_;  // this thread's waits are the guest's downtime from the pause to STARTED
   bool recorded_ = false;                   // `leaving` is durable
+  bool peer_agrees_ = false;                // STARTED: WAY_BACK follows
   std::uint32_t rounds_ = 0;
   double rate_ = 0;                       // bytes per second of the last round
   double dirty_rate_ = 0;                 // bytes per second that the guest wrote meanwhile

@@ -214,7 +214,7 @@ Status SourceSession::commit() {
   FVMM_TRY(step("committing"));
   FVMM_TRY(say(message, wait), "send COMMIT");
   FVMM_TRY(step("started"));
-  FVMM_TRY(expect(v1::PEER_STARTED, wait), "waiting for STARTED");
+  peer_agrees_ = FVMM_TRY(expect(v1::PEER_STARTED, wait), "waiting for STARTED").agrees_way_back();
   downtime_ms_ = to_ms(std::chrono::steady_clock::now() - paused_at_);
   advance(SourceEvent::kStarted);
   phase_done("commit");
