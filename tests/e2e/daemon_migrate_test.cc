@@ -159,6 +159,7 @@ TEST_F(DaemonMigrate, WayBackCarriesOnlyWhatWasWrittenSince) {
   ASSERT_EQ(there.code, 0) << there;
   EXPECT_NE(there.text("way_back"), "");
   ASSERT_TRUE(wait_until([&] { return a_->workers().empty(); })) << "sealed";
+  ASSERT_TRUE(b_->next_heartbeat("web"));  // B has heard of it
   const Ctl back = migrate(*b_, *a_, {"--mode", "suspend"});
   ASSERT_EQ(back.code, 0) << back;
   EXPECT_NE(back.text("why_mode").find("way back"), std::string::npos) << back;
@@ -182,28 +183,6 @@ TEST_F(DaemonMigrate, LostWayBackCostsNothingButItsPages) {
   EXPECT_EQ(back.text("template"), "base");
   EXPECT_EQ(back.text("why_mode"), "asked for");
   expect_moved(*b_, *a_);
-}
-
-TEST_F(DaemonMigrate, TwentyTimesThereAndBackUnderLoadLeavesNothingBehind) {
-  ASSERT_TRUE(share_template(*a_, *b_, "web", "base"));
-  const auto files = [&](Host& host) {
-    return std::distance(std::filesystem::directory_iterator(host.state_directory() / "templates"), {});
-  };
-  for (int leg = 0; leg < 20; ++leg) {
-    Host& from = leg % 2 == 0 ? *a_ : *b_;
-    Host& to = leg % 2 == 0 ? *b_ : *a_;
-    const Ctl moved = migrate(from, to, {"--mode", leg % 4 < 2 ? "suspend" : "live", "--max-downtime", "50ms"});
-    ASSERT_EQ(moved.code, 0) << moved;
-    ASSERT_TRUE(to.verified_after_now("web")) << "leg " << leg;
-    ASSERT_TRUE(wait_until([&] { return from.workers().empty(); }));
-    EXPECT_LE(files(from), 8) << "leg " << leg;
-  }
-  expect_moved(*b_, *a_);
-  // What it runs on now has been squashed, and no other host has it.
-  Host& third = cluster_.add("C");
-  const Ctl away = migrate(*a_, third, {"--mode", "live", "--max-downtime", "50ms"});
-  ASSERT_EQ(away.code, 0) << away;
-  EXPECT_TRUE(third.verified_after_now("web"));
 }
 
 TEST_F(DaemonMigrate, PausedGuestArrivesPausedAndGoesOnWhenResumed) {
