@@ -50,7 +50,8 @@ void add_create(CLI::App& vm, Chosen& chosen) {
   command.add_option("NAME", options->name, "Unique on this host")->required();
   command.add_option("--memory", options->memory, "RAM: 512M, 8G")->required();
   command.add_option("--vcpus", options->vcpus, "vCPUs")->capture_default_str();
-  command.add_option("--kernel", options->kernel, "PVH ELF kernel")->required();
+  command.add_option("--kernel", options->kernel, "Linux: vmlinux or bzImage; or any ELF kernel with a PVH entry")
+      ->required();
   command.add_option("--initrd", options->initrd, "Initial RAM file system");
   command.add_option("--cmdline", options->cmdline, "Kernel command line");
   command.add_option("--cpu-template", options->cpu_template, "host, baseline or pvm; chosen by the host when absent");
@@ -207,6 +208,7 @@ void print_vm(std::ostream& out, const v1::VmInfo& vm) {
       {"worker pid", vm.worker_pid() == 0 ? "" : std::to_string(vm.worker_pid())},
       {"console", vm.console_path()},
       {"serial bytes", std::to_string(vm.serial_bytes())},
+      {"completed instructions", vm.completed_instructions() > 0 ? std::to_string(vm.completed_instructions()) : ""},
       {"start", vm.start_ms() > 0 ? fmt::format("{:.2f} ms", vm.start_ms()) : ""},
       {"fencing token", std::to_string(vm.fencing_token())},
       {"moved to", vm.moved_to()},

@@ -73,7 +73,7 @@ Status check_config(const v1::VmConfig& config) {
   FVMM_TRY(check_name("VM", config.name()));
   FVMM_TRY(memory::Layout::of(config.memory_bytes()), "memory");
   if (config.vcpus() < 1 || config.vcpus() > kVcpusMax) {
-    return Error(Errc::kInvalidArgument, fmt::format("vcpus must be {}, not {}", kVcpusMax, config.vcpus()));
+    return Error(Errc::kInvalidArgument, fmt::format("vcpus must be 1 to {}, not {}", kVcpusMax, config.vcpus()));
   }
   if (config.cmdline().size() > kCmdlineBytesMax) {
     return Error(Errc::kInvalidArgument,

@@ -43,6 +43,7 @@ Invocation parse_worker(int argc, const char* const* argv) {
   app.add_option("--vcpus", options.vcpus)->required();
   app.add_option("--ready-fd", options.ready_fd);
   app.add_flag("--test-hooks", options.test_hooks);
+  app.add_flag("--complete-instructions", options.complete_instructions);
   if (const auto code = parse(app, argc, argv)) return *code;
   options.socket = socket;
   return options;
@@ -99,6 +100,8 @@ Invocation parse_command_line(int argc, const char* const* argv) {
                  "resident templates, on tmpfs; default: in the runtime directory if that is, else in /dev/shm");
   app.add_option("--listen", options.listen, "HOST:PORT for other fvmmds; loopback only until peers are authenticated");
   app.add_flag("--test-hooks", options.test_hooks, "allow poke and injected failures (never in production)");
+  app.add_flag("--complete-instructions", options.complete_instructions,
+               "complete what KVM's emulator cannot do also where KVM is not KVM-PVM");
   app.add_option("--warm", warm, "SIZE[xN]: keep N workers of that RAM size ready; may be given several times");
   app.add_option("--warm-workers", options.warm_workers, "workers kept ready for each recently used size")
       ->capture_default_str()

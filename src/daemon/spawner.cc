@@ -114,6 +114,7 @@ Result<std::shared_ptr<WorkerProcess>> ExecSpawner::spawn(const Shape& shape, co
                                      "--vcpus",    std::to_string(shape.vcpus),
                                      "--ready-fd", std::to_string(kReadyFdInWorker)};
   if (options_.test_hooks) arguments.emplace_back("--test-hooks");
+  if (options_.complete_instructions) arguments.emplace_back("--complete-instructions");
   const pid_t pid =
       FVMM_TRY(spawn_process(options_.executable, std::move(arguments), log.get(), write_end.get()), "worker");
   write_end.reset();  // so that the end of the worker is the end of the pipe

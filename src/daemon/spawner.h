@@ -36,6 +36,7 @@ class ExecSpawner final : public Spawner {
     std::filesystem::path workers_directory;  // RUNTIME/workers, must exist
     std::filesystem::path executable = "/proc/self/exe";
     bool test_hooks = false;
+    bool complete_instructions = false;
   };
   explicit ExecSpawner(Options options) : options_(std::move(options)) {}
   Result<std::shared_ptr<WorkerProcess>> spawn(const Shape& shape, const Deadline& deadline) override;

@@ -57,6 +57,7 @@ Result<std::unique_ptr<Worker>> Worker::create(WorkerOptions options) {
   worker->warm_ =
       FVMM_TRY(vmm::Vm::create({.memory_bytes = worker->options_.memory_bytes, .vcpus = worker->options_.vcpus},
                                [self = worker.get()](const vmm::VcpuStop& stop) { self->guest_stopped(stop); }));
+  if (worker->options_.complete_instructions) worker->warm_->complete_instructions(true);
   control::Server::Options serve;
   serve.socket = worker->options_.socket;
   worker->server_ = FVMM_TRY(control::Server::open(std::move(serve)));

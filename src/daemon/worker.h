@@ -12,6 +12,7 @@ struct WorkerOptions {
   unsigned vcpus = 1;
   int ready_fd = -1;  // one byte is written here once it is warm and serves; -1: nobody waits
   bool test_hooks = false;
+  bool complete_instructions = false;  // also on hosts that are not KVM-PVM
 };
 
 /// Runs until Worker/Stop. Returns the process's exit code.

@@ -58,7 +58,10 @@ Result<v1::WorkerInfo> Worker::pause() {
 // Harvests when the guest is at rest; while a command has it, the last figures stand.
 Result<v1::WorkerInfo> Worker::info() {
   v1::WorkerInfo now = board_.get();
-  if (auto* serial = serial_.load()) now.set_serial_bytes(serial->total_bytes());
+  if (auto* serial = serial_.load()) {  // set last when the VM is dressed: the VM is there, too
+    now.set_serial_bytes(serial->total_bytes());
+    now.set_completed_instructions(vm_->completed_instructions());
+  }
   auto held = slot_.take("info", GuestSlot::Stay::kBrief);
   if (!held || held->empty()) return now;
   now.set_delta_unknown(!(*held)->machine->dirty().ready());

@@ -173,17 +173,6 @@ Result<CpuidTable> build_cpuid(std::string_view name, const CpuidTable& supporte
   return table;
 }
 
-CpuidTable for_vcpu(CpuidTable table, std::uint32_t apic_id) {
-  for (kvm_cpuid_entry2& entry : table) {
-    if (entry.function == 0x1) {
-      entry.ebx = (entry.ebx & 0x0000FFFFU) | (1U << 16) | (apic_id << 24);
-    } else if (entry.function == 0xB || entry.function == 0x1F) {
-      entry.edx = apic_id;
-    }
-  }
-  return table;
-}
-
 Status check_cpuid_fits(const CpuidTable& guest, const CpuidTable& host) {
   const std::string vendor = vendor_of(guest);
   if (vendor != vendor_of(host)) {

@@ -26,8 +26,9 @@ std::string_view default_cpu_template(const KvmFeatures& features);
 ///   pvm       host without what KVM-PVM cannot do at CPL 0 (cx16, PV unhalt, IPI, TLB flush, async faults)
 Result<CpuidTable> build_cpuid(std::string_view name, const CpuidTable& supported, std::uint32_t tsc_khz);
 
-/// The copy for one vCPU: APIC ids in leaves 1, 0xB and 0x1F.
-CpuidTable for_vcpu(CpuidTable table, std::uint32_t apic_id);
+/// The copy for one vCPU of `vcpus`: APIC ids, and one package of as many cores of one thread (leaves 1, 4, 0xB, 0x1F,
+/// AMD's 0x80000008, 0x8000001D and 0x8000001E).
+CpuidTable for_vcpu(CpuidTable table, std::uint32_t apic_id, std::uint32_t vcpus);
 
 /// kFailedPrecondition naming the first feature bit the guest was given and `host` lacks, or the vendors when they
 /// differ.

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "base/id.h"
+#include "vmm/complete.h"
 
 namespace fvmm::vmm {
 namespace {
@@ -93,6 +94,11 @@ std::optional<VcpuStop> handle_exit(int vcpu_fd, kvm_run& run, const VcpuEnviron
       if (run.system_event.type == KVM_SYSTEM_EVENT_CRASH) return failed("the guest reported a crash");
       return VcpuStop{Kind::kReset, "the guest asked for a reset or power-off"};
     case KVM_EXIT_INTERNAL_ERROR:
+      if (environment.completed != nullptr &&
+          complete_instruction(vcpu_fd, run, *environment.features, *environment.memory)) {
+        ++*environment.completed;
+        return std::nullopt;
+      }
       return failed(internal_error_text(run));
     case KVM_EXIT_FAIL_ENTRY:
       return failed(fmt::format("entering the guest failed, hardware reason {:#x}",

@@ -55,11 +55,23 @@ Vcpu::Vcpu(UniqueFd fd, unsigned index, kvm_run* run, std::uint32_t run_bytes, c
       thread_([this] { thread_main(); }) {}
 
 // Needs no room in the mailbox: what still waits there is dropped, and its askers find a broken promise.
-Vcpu::~Vcpu() {
+void Vcpu::end() {
+  const std::lock_guard lock(end_mutex_);
+  if (ended_) return;
   quitting_ = true;
   mailbox_.close();
   kick();
   thread_.join();
+  ended_ = true;
+}
+
+void Vcpu::nudge() {
+  const std::lock_guard lock(end_mutex_);
+  if (!ended_) kick();
+}
+
+Vcpu::~Vcpu() {
+  end();
   ::munmap(run_, run_bytes_);
 }
 
@@ -168,7 +180,9 @@ Vcpu::State Vcpu::running() {
   if (quitting_) return State::kQuit;
   if (environment_.fence->closed()) return State::kParked;  // its owner may believe that it runs
   std::optional<Message> message = mailbox_.try_receive();
-  return message ? handle_running(*message) : enter_guest();
+  if (message) return handle_running(*message);
+  if (environment_.machine_stopped != nullptr && *environment_.machine_stopped) return State::kStopped;
+  return enter_guest();
 }
 
 Vcpu::State Vcpu::handle_running(Message& message) {

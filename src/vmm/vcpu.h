@@ -12,6 +12,7 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 
@@ -37,9 +38,12 @@ struct VcpuStop {
 struct VcpuEnvironment {
   devices::Bus* ports = nullptr;
   devices::Bus* mmio = nullptr;
-  const memory::GuestMemory* memory = nullptr;
-  const Fence* fence = nullptr;                        // closed: never into the guest again
+  memory::GuestMemory* memory = nullptr;
+  const Fence* fence = nullptr;  // closed: never into the guest again
+  const KvmFeatures* features = nullptr;
+  std::atomic<std::uint64_t>* completed = nullptr;  // counts instructions completed for KVM (complete.h); null: never
   const std::atomic<bool>* reset_requested = nullptr;  // a device wants the machine reset: looked at after each access
+  const std::atomic<bool>* machine_stopped = nullptr;  // looked at before each entry: another vCPU ended the guest
   std::function<void(unsigned index, const VcpuStop&)> on_stop;  // called on the vCPU's thread; must not block
 };
 
@@ -48,7 +52,7 @@ class Vcpu {
   /// KVM_CREATE_VCPU, its kvm_run mapping, and the thread, parked.
   static Result<std::unique_ptr<Vcpu>> create(int vm_fd, unsigned index, const KvmFeatures& features,
                                               const VcpuEnvironment& environment);
-  ~Vcpu();  // kicks, quits, joins
+  ~Vcpu();  // end()
   Vcpu(const Vcpu&) = delete;
   Vcpu& operator=(const Vcpu&) = delete;
   Vcpu(Vcpu&&) = delete;
@@ -65,6 +69,11 @@ class Vcpu {
   /// Out of guest mode for so long, or until the next message; answered when the nap begins. A parked vCPU sleeps
   /// anyway.
   [[nodiscard]] Answer nap(std::chrono::microseconds length);
+  /// Out of guest mode for a moment, so that it looks at `machine_stopped`. Thread: any, also another vCPU's while this
+  /// one ends.
+  void nudge();
+  /// Kicks, quits, joins; a second time does nothing. Thread: the owner's.
+  void end();
   /// Waits for an answer. kDeadlineExceeded leaves the request standing.
   static Status wait(Answer& answer, const Deadline& deadline);
 
@@ -100,6 +109,8 @@ class Vcpu {
   const VcpuEnvironment& environment_;
   Mailbox<Message> mailbox_;
   std::atomic<bool> quitting_{false};
+  std::mutex end_mutex_;
+  bool ended_ = false;  // guarded by end_mutex_: the thread may no longer be signalled
   std::thread thread_;
 };
 

@@ -112,6 +112,16 @@ Result<std::string> get_events(int fd) {
   return std::string(reinterpret_cast<const char*>(&events), sizeof events);
 }
 
+kvm_device_attr tsc_attribute(std::uint64_t* offset) {
+  kvm_device_attr attribute{};
+  attribute.group = KVM_VCPU_TSC_CTRL;
+  attribute.attr = KVM_VCPU_TSC_OFFSET;
+  attribute.addr = reinterpret_cast<std::uint64_t>(offset);
+  return attribute;
+}
+
+}  // namespace
+
 Result<std::string> get_xsave(int fd, const KvmFeatures& features) {
   std::string bytes(features.xsave_bytes, '\0');
   const bool large = features.xsave_bytes > abi::kXsaveBytesMin;
@@ -125,16 +135,6 @@ Status set_xsave(int fd, const KvmFeatures& features, std::string bytes) {
   FVMM_TRY(kvm_ioctl(fd, abi::kSetXsave, "KVM_SET_XSAVE", bytes.data()));
   return {};
 }
-
-kvm_device_attr tsc_attribute(std::uint64_t* offset) {
-  kvm_device_attr attribute{};
-  attribute.group = KVM_VCPU_TSC_CTRL;
-  attribute.attr = KVM_VCPU_TSC_OFFSET;
-  attribute.addr = reinterpret_cast<std::uint64_t>(offset);
-  return attribute;
-}
-
-}  // namespace
 
 Result<VcpuProfile> probe_vcpu(int vcpu_fd, std::span<const std::uint32_t> migratable_msrs) {
   VcpuProfile profile;

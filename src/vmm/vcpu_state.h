@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/result.h"
@@ -42,6 +43,9 @@ Result<v1::VcpuState> save_vcpu(int vcpu_fd, const KvmFeatures& features, const 
 /// Thread: the vCPU's own.
 Status load_vcpu(int vcpu_fd, const KvmFeatures& features, const v1::VcpuState& state);
 
+/// The XSAVE area as KVM gives it; at least the legacy area and the header.
+Result<std::string> get_xsave(int vcpu_fd, const KvmFeatures& features);
+Status set_xsave(int vcpu_fd, const KvmFeatures& features, std::string bytes);
 Result<std::uint64_t> get_tsc_offset(int vcpu_fd);
 Status set_tsc_offset(int vcpu_fd, std::uint64_t offset);
 Status set_tsc(int vcpu_fd, std::uint64_t value);  // where offsets cannot be set

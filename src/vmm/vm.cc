@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include "base/check.h"
+#include "vmm/mp_table.h"
 
 namespace fvmm::vmm {
 namespace {
@@ -51,13 +52,24 @@ Vm::Vm(Kvm kvm, VmShape shape, UniqueFd fd, std::unique_ptr<memory::GuestMemory>
   environment_.mmio = &mmio_;
   environment_.memory = memory_.get();
   environment_.fence = &fence_;
+  environment_.features = &kvm_.features();
+  complete_instructions(kvm_.features().pvm);
   environment_.reset_requested = &reset_requested_;
-  environment_.on_stop = [this](unsigned, const VcpuStop& stop) {
-    if (!stopped_.exchange(true)) on_stopped_(stop);  // the first vCPU's reason; the others follow it
+  environment_.machine_stopped = &stopped_;
+  environment_.on_stop = [this](unsigned index, const VcpuStop& stop) {
+    if (stopped_.exchange(true)) return;  // the first vCPU's reason; the others follow it
+    for (auto& vcpu : vcpus_) {
+      if (vcpu->index() != index) vcpu->nudge();
+    }
+    on_stopped_(stop);
   };
 }
 
-Vm::~Vm() = default;
+// All threads end before the first vCPU goes: one that stops nudges the others.
+Vm::~Vm() {
+  throttle_.reset();
+  for (auto& vcpu : vcpus_) vcpu->end();
+}
 
 Status Vm::build() {
   const int fd = fd_.get();
@@ -123,23 +135,38 @@ Status Vm::on_each_vcpu(const std::function<Status(Vcpu&)>& function, unsigned f
 
 Status Vm::set_cpu(const CpuidTable& table) {
   cpuid_ = table;
-  FVMM_TRY(on_each_vcpu([&](Vcpu& vcpu) { return set_cpuid(vcpu.fd(), for_vcpu(table, vcpu.index())); }));
+  FVMM_TRY(on_each_vcpu([&](Vcpu& vcpu) { return set_cpuid(vcpu.fd(), for_vcpu(table, vcpu.index(), shape_.vcpus)); }));
   // Which MSRs can be read depends on CPUID, so they are probed after it.
   const auto msrs = FVMM_TRY(kvm_.migratable_msrs());
-  return on_each_vcpu([&](Vcpu& vcpu) -> Status {
+  FVMM_TRY(on_each_vcpu([&](Vcpu& vcpu) -> Status {
     if (vcpu.index() == 0) profile_ = FVMM_TRY(probe_vcpu(vcpu.fd(), msrs));
     return {};
-  });
+  }));
+  return align_tscs();
+}
+
+// KVM puts vCPUs in step that are made within a second of each other; a busy host may need longer.
+Status Vm::align_tscs() {
+  if (!profile_.tsc_offset || profile_.tsc_fixed || vcpus_.size() == 1) return {};
+  std::uint64_t offset = 0;
+  FVMM_TRY(on_each_vcpu(
+      [&](Vcpu& vcpu) -> Status {
+        offset = FVMM_TRY(get_tsc_offset(vcpu.fd()));
+        return {};
+      },
+      0, 1));
+  return on_each_vcpu([&](Vcpu& vcpu) { return set_tsc_offset(vcpu.fd(), offset); }, 1);
 }
 
 Status Vm::boot(const BootRequest& request) {
-  const BootEntry entry = FVMM_TRY(load_pvh(*memory_, request));
+  const BootEntry entry = FVMM_TRY(load_kernel(*memory_, request));
+  FVMM_TRY(write_mp_table(*memory_, shape_.vcpus), "MP table");
   return on_each_vcpu([&](Vcpu& vcpu) -> Status {
     if (vcpu.index() != 0) return {};
     kvm_sregs sregs{};
     kvm_regs regs{};
     FVMM_TRY(kvm_ioctl(vcpu.fd(), KVM_GET_SREGS, "KVM_GET_SREGS", &sregs));
-    set_pvh_registers(entry, sregs, regs);
+    set_boot_registers(entry, sregs, regs);
     FVMM_TRY(kvm_ioctl(vcpu.fd(), KVM_SET_SREGS, "KVM_SET_SREGS", &sregs));
     FVMM_TRY(kvm_ioctl(vcpu.fd(), KVM_SET_REGS, "KVM_SET_REGS", &regs));
     return {};

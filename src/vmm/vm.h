@@ -36,7 +36,7 @@
 
 namespace fvmm::vmm {
 
-inline constexpr unsigned kVcpusMax = 1;
+inline constexpr unsigned kVcpusMax = 16;
 inline constexpr std::chrono::milliseconds kParkWait{5000};  // a vCPU thread that needs longer is stuck in the kernel
 
 struct VmShape {
@@ -67,6 +67,11 @@ class Vm {
   /// The guest's TSC frequency, which starts as the host's. Before load_state(), so that a frequency that this host
   /// cannot give is refused before any pause: kFailedPrecondition. load_state() would do it, too.
   Status set_tsc_khz(std::uint32_t khz);
+  /// Whether instructions at which KVM's emulator stops are completed here (complete.h). At first only on PVM hosts;
+  /// elsewhere such a stop is a fault of KVM that should be seen. Before the first resume().
+  void complete_instructions(bool on) { environment_.completed = on ? &completed_ : nullptr; }
+  /// How many were, so far. Thread: any.
+  [[nodiscard]] std::uint64_t completed_instructions() const { return completed_; }
   /// Kernel into memory (which the owner has mapped), first vCPU to its entry.
   Status boot(const BootRequest& request);
 
@@ -119,6 +124,7 @@ class Vm {
   Status save_clocks(v1::MachineState& state);
   Status load_vcpus(const v1::MachineState& state);
   Result<TscPlace> place_tsc(Vcpu& first, const v1::MachineState& state);
+  Status align_tscs();
   static Status set_tsc_place(Vcpu& vcpu, const TscPlace& place);
 
   Kvm kvm_;
@@ -144,6 +150,7 @@ class Vm {
   VcpuProfile profile_;
   bool paused_ = true;
   std::atomic<bool> stopped_{false};          // by the guest itself, for good; set on a vCPU's thread
+  std::atomic<std::uint64_t> completed_{0};   // instructions, by the vCPUs' threads
   std::atomic<bool> reset_requested_{false};  // the i8042's reset line
   std::vector<std::unique_ptr<Vcpu>> vcpus_;  // their threads end before what they use
   std::unique_ptr<Throttle> throttle_;        // last: it sends them messages

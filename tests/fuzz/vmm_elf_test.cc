@@ -70,7 +70,7 @@ TEST(VmmElfFuzz, AnyFileIsLoadedOrRefusedByType) {
       const std::string image = mutate(valid, random);
       file.write(image.data(), static_cast<std::streamsize>(image.size()));
     }
-    const auto entry = load_pvh(*ram, {.kernel = path, .initrd = "", .cmdline = "x"});
+    const auto entry = load_kernel(*ram, {.kernel = path, .initrd = "", .cmdline = "x"});
     if (entry) {
       ++loaded;
       EXPECT_TRUE(ram->layout().ram_offset(entry->entry, 1)) << "file " << i;

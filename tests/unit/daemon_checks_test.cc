@@ -44,9 +44,9 @@ TEST(CheckConfig, EachLimitHoldsAtItAndOnePast) {
   EXPECT_FALSE(check_config(config));
 }
 
-TEST(CheckConfig, OnlyOneVcpuAndTheMessageSaysSo) {
+TEST(CheckConfig, VcpusOutOfRangeAreRefusedWithTheRange) {
   auto config = test::vm_record("web1", v1::VM_CREATED).config();
-  for (const unsigned vcpus : {0U, 2U}) {
+  for (const unsigned vcpus : {0U, kVcpusMax + 1}) {
     config.set_vcpus(vcpus);
     const auto checked = check_config(config);
     ASSERT_FALSE(checked);

@@ -37,7 +37,7 @@ struct Module {
   std::uint64_t paddr, size, cmdline_paddr, reserved;
 };
 
-class LoadPvh : public ::testing::Test {
+class LoadKernel : public ::testing::Test {
  protected:
   void SetUp() override { use_memory(kRam); }
   void use_memory(std::uint64_t bytes) {
@@ -50,7 +50,7 @@ class LoadPvh : public ::testing::Test {
     return path.string();
   }
   Result<BootEntry> load(const std::string& image, const std::string& cmdline = "", const std::string& initrd = "") {
-    return load_pvh(*memory_, {.kernel = file("kernel", image), .initrd = initrd, .cmdline = cmdline});
+    return load_kernel(*memory_, {.kernel = file("kernel", image), .initrd = initrd, .cmdline = cmdline});
   }
   /// The error's code when it is refused; the message must name the file.
   std::optional<Errc> refusal(const std::string& image) {
@@ -81,7 +81,7 @@ class LoadPvh : public ::testing::Test {
   std::unique_ptr<memory::GuestMemory> memory_;
 };
 
-TEST_F(LoadPvh, PutsSegmentsWhereTheySay) {
+TEST_F(LoadKernel, PutsSegmentsWhereTheySay) {
   ElfImage image = kernel_of("first");
   image.segments.push_back({.address = 0x200000, .data = "second", .memory_bytes = 9000});
   const auto entry = load(image.build());
@@ -91,7 +91,7 @@ TEST_F(LoadPvh, PutsSegmentsWhereTheySay) {
   EXPECT_EQ(text(0x200000, 8), std::string("second\0\0", 8));
 }
 
-TEST_F(LoadPvh, EntryMayLieAnywhereInASegmentAlsoPastItsFilePart) {
+TEST_F(LoadKernel, EntryMayLieAnywhereInASegmentAlsoPastItsFilePart) {
   ElfImage image{.segments = {{.address = 0x100000, .data = "code", .memory_bytes = 0x1000}},
                  .notes = pvh_note(0x100fff)};
   EXPECT_EQ(load(image.build())->entry, 0x100fffU);
@@ -99,7 +99,7 @@ TEST_F(LoadPvh, EntryMayLieAnywhereInASegmentAlsoPastItsFilePart) {
   EXPECT_EQ(refusal(image.build()), Errc::kInvalidArgument);
 }
 
-TEST_F(LoadPvh, StartInfoDescribesCommandLineAndMap) {
+TEST_F(LoadKernel, StartInfoDescribesCommandLineAndMap) {
   const auto entry = load(kernel_of("x").build(), "console=ttyS0 quiet");
   ASSERT_TRUE(entry.ok());
   const auto info = at<StartInfo>(entry->start_info);
@@ -111,7 +111,7 @@ TEST_F(LoadPvh, StartInfoDescribesCommandLineAndMap) {
   EXPECT_EQ(text(info.cmdline_paddr, 20), std::string("console=ttyS0 quiet\0", 20));
 }
 
-TEST_F(LoadPvh, MapBelowTheHole) {
+TEST_F(LoadKernel, MapBelowTheHole) {
   const auto entry = load(kernel_of("x").build());
   ASSERT_TRUE(entry.ok());
   const std::vector<MapEntry> wanted = {
@@ -119,7 +119,7 @@ TEST_F(LoadPvh, MapBelowTheHole) {
   EXPECT_EQ(map_of(*entry), wanted);
 }
 
-TEST_F(LoadPvh, MapEndsAtTheHoleAndGoesOnBehindIt) {
+TEST_F(LoadKernel, MapEndsAtTheHoleAndGoesOnBehindIt) {
   use_memory(memory::kHoleStart);
   EXPECT_EQ(map_of(load(kernel_of("x").build()).value()).size(), 3U);
   use_memory(memory::kHoleStart + kPageBytes);
@@ -129,7 +129,7 @@ TEST_F(LoadPvh, MapEndsAtTheHoleAndGoesOnBehindIt) {
   EXPECT_EQ(map[3], (MapEntry{memory::kHoleEnd, kPageBytes, 1, 0}));
 }
 
-TEST_F(LoadPvh, CommandLineAtAndPastItsLimit) {
+TEST_F(LoadKernel, CommandLineAtAndPastItsLimit) {
   const std::string longest(kCmdlineBytesMax, 'c');
   const auto entry = load(kernel_of("x").build(), longest);
   ASSERT_TRUE(entry.ok()) << entry.error().message();
@@ -137,7 +137,7 @@ TEST_F(LoadPvh, CommandLineAtAndPastItsLimit) {
   EXPECT_EQ(load(kernel_of("x").build(), longest + "c").error().code(), Errc::kInvalidArgument);
 }
 
-TEST_F(LoadPvh, InitrdLiesAtTheTopOnAPage) {
+TEST_F(LoadKernel, InitrdLiesAtTheTopOnAPage) {
   const std::string content(5000, 'i');
   const auto entry = load(kernel_of("x").build(), "", file("initrd", content));
   ASSERT_TRUE(entry.ok()) << entry.error().message();
@@ -149,14 +149,14 @@ TEST_F(LoadPvh, InitrdLiesAtTheTopOnAPage) {
   EXPECT_EQ(text(module.paddr, content.size()), content);
 }
 
-TEST_F(LoadPvh, InitrdLiesBelowTheHole) {
+TEST_F(LoadKernel, InitrdLiesBelowTheHole) {
   use_memory(memory::kHoleStart + 64 * kMiB);
   const auto entry = load(kernel_of("x").build(), "", file("initrd", "i"));
   ASSERT_TRUE(entry.ok());
   EXPECT_EQ(at<Module>(at<StartInfo>(entry->start_info).modlist_paddr).paddr, memory::kHoleStart - kPageBytes);
 }
 
-TEST_F(LoadPvh, InitrdUpToTheKernelsEndAndNoFurther) {
+TEST_F(LoadKernel, InitrdUpToTheKernelsEndAndNoFurther) {
   const std::string kernel =
       ElfImage{.segments = {{.address = 0x100000, .data = "x", .memory_bytes = kMiB}}, .notes = pvh_note(0x100000)}
           .build();
@@ -167,17 +167,17 @@ TEST_F(LoadPvh, InitrdUpToTheKernelsEndAndNoFurther) {
   EXPECT_EQ(huge.error().code(), Errc::kResourceExhausted);
 }
 
-TEST_F(LoadPvh, InitrdThatIsEmptyOrMissing) {
+TEST_F(LoadKernel, InitrdThatIsEmptyOrMissing) {
   EXPECT_EQ(load(kernel_of("x").build(), "", file("empty", "")).error().code(), Errc::kInvalidArgument);
   EXPECT_EQ(load(kernel_of("x").build(), "", "/nonexistent").error().code(), Errc::kNotFound);
 }
 
-TEST_F(LoadPvh, KernelThatIsMissing) {
-  EXPECT_EQ(load_pvh(*memory_, {.kernel = "/nonexistent", .initrd = "", .cmdline = ""}).error().code(),
+TEST_F(LoadKernel, KernelThatIsMissing) {
+  EXPECT_EQ(load_kernel(*memory_, {.kernel = "/nonexistent", .initrd = "", .cmdline = ""}).error().code(),
             Errc::kNotFound);
 }
 
-TEST_F(LoadPvh, WhatIsNoElf64ForX86) {
+TEST_F(LoadKernel, WhatIsNoElf64ForX86) {
   const std::string good = kernel_of("x").build();
   EXPECT_EQ(refusal(""), Errc::kInvalidArgument);
   EXPECT_EQ(refusal("\x7f"
@@ -193,7 +193,7 @@ TEST_F(LoadPvh, WhatIsNoElf64ForX86) {
   EXPECT_EQ(refusal(image), Errc::kInvalidArgument);
 }
 
-TEST_F(LoadPvh, ProgramHeadersThatAreWrong) {
+TEST_F(LoadKernel, ProgramHeadersThatAreWrong) {
   const std::string good = kernel_of("x").build();
   std::string image = good;
   patch<Elf64_Half>(image, offsetof(Elf64_Ehdr, e_phentsize), sizeof(Elf64_Phdr) - 1);
@@ -213,7 +213,7 @@ TEST_F(LoadPvh, ProgramHeadersThatAreWrong) {
   EXPECT_EQ(refusal(image), Errc::kInvalidArgument);
 }
 
-TEST_F(LoadPvh, AsManyProgramHeadersAsAllowed) {
+TEST_F(LoadKernel, AsManyProgramHeadersAsAllowed) {
   ElfImage image = kernel_of("x");
   while (image.segments.size() < 127) image.segments.push_back({.address = 0x200000, .data = "y", .memory_bytes = 0});
   EXPECT_EQ(refusal(image.build()), std::nullopt);
@@ -221,7 +221,7 @@ TEST_F(LoadPvh, AsManyProgramHeadersAsAllowed) {
   EXPECT_EQ(refusal(image.build()), Errc::kInvalidArgument);
 }
 
-TEST_F(LoadPvh, SegmentsThatEndPastTheFile) {
+TEST_F(LoadKernel, SegmentsThatEndPastTheFile) {
   const std::string good = kernel_of(std::string(100, 'c')).build();
   const auto with = [&](std::size_t field, std::uint64_t value) {
     std::string image = good;
@@ -234,7 +234,7 @@ TEST_F(LoadPvh, SegmentsThatEndPastTheFile) {
   EXPECT_EQ(with(offsetof(Elf64_Phdr, p_memsz), 99), Errc::kInvalidArgument) << "more in the file than in memory";
 }
 
-TEST_F(LoadPvh, SegmentsOverTheBootData) {
+TEST_F(LoadKernel, SegmentsOverTheBootData) {
   EXPECT_EQ(
       refusal(ElfImage{.segments = {{.address = 0x6000, .data = "x", .memory_bytes = 0}}, .notes = pvh_note(0x6000)}
                   .build()),
@@ -245,7 +245,7 @@ TEST_F(LoadPvh, SegmentsOverTheBootData) {
       Errc::kInvalidArgument);
 }
 
-TEST_F(LoadPvh, SegmentsOutsideRam) {
+TEST_F(LoadKernel, SegmentsOutsideRam) {
   const auto segment_at = [&](std::uint64_t address, std::uint64_t bytes) {
     ElfImage image = kernel_of("x");
     image.segments.push_back({.address = address, .data = "y", .memory_bytes = bytes});
@@ -258,7 +258,7 @@ TEST_F(LoadPvh, SegmentsOutsideRam) {
   EXPECT_EQ(segment_at(~std::uint64_t{0}, 1), Errc::kResourceExhausted);
 }
 
-TEST_F(LoadPvh, NotesThatHoldNoPvhEntry) {
+TEST_F(LoadKernel, NotesThatHoldNoPvhEntry) {
   const std::string xen("Xen\0", 4);
   const std::string entry("\0\0\x10\0", 4);
   const auto with_notes = [&](const std::string& notes) {
@@ -276,14 +276,14 @@ TEST_F(LoadPvh, NotesThatHoldNoPvhEntry) {
   EXPECT_EQ(with_notes(std::string(4096, '\xff')), Errc::kInvalidArgument) << "notes of 4 GiB each";
 }
 
-TEST_F(LoadPvh, PvhNoteIsFoundBehindOthersAndWithFourBytes) {
+TEST_F(LoadKernel, PvhNoteIsFoundBehindOthersAndWithFourBytes) {
   ElfImage image = kernel_of("x");
   image.notes = test::elf_note(std::string("GNU\0", 4), 3, "abcde") + test::elf_note("", 0, "") +
                 test::elf_note(std::string("Xen\0", 4), 18, std::string("\0\0\x10\0", 4));
   EXPECT_EQ(load(image.build())->entry, 0x100000U);
 }
 
-TEST_F(LoadPvh, EntryOutsideTheSegments) {
+TEST_F(LoadKernel, EntryOutsideTheSegments) {
   ElfImage image = kernel_of("x");
   image.segments.push_back({.address = 0x300000, .data = "y", .memory_bytes = 0});
   for (const std::uint64_t entry : {0ULL, 0xfffffULL, 0x100001ULL, 0x200000ULL, 0x300001ULL, 0xffffffffULL}) {
@@ -292,7 +292,7 @@ TEST_F(LoadPvh, EntryOutsideTheSegments) {
   }
 }
 
-TEST_F(LoadPvh, SegmentsAreMarkedAsWritten) {
+TEST_F(LoadKernel, SegmentsAreMarkedAsWritten) {
   ASSERT_TRUE(load(kernel_of("x").build()).ok());
   memory::Bitmap marked(memory_->layout().pages());
   memory_->device_marks().drain_into(marked);
@@ -303,7 +303,7 @@ TEST(PvhRegisters, FlatProtectedModeWithoutPaging) {
   kvm_sregs sregs{};
   kvm_regs regs{};
   regs.rax = 7;
-  set_pvh_registers({.entry = 0x123456, .start_info = 0x6000}, sregs, regs);
+  set_boot_registers({.entry = 0x123456, .start_info = 0x6000}, sregs, regs);
   EXPECT_EQ(regs.rip, 0x123456U);
   EXPECT_EQ(regs.rbx, 0x6000U);
   EXPECT_EQ(regs.rax, 0U);

@@ -164,13 +164,56 @@ TEST(CpuTemplate, PvmLacksWhatHangsOrStopsThere) {
   EXPECT_NE(find(table, 0x80000008)->ebx & (1U << 2), 0U) << "xsaveerptr";
 }
 
-TEST(CpuTemplate, ForVcpuSetsApicIdInEachTopologyLeaf) {
-  const CpuidTable table = for_vcpu(built("host"), 5);
-  EXPECT_EQ(find(table, 0x1)->ebx, 0x0501FFFFU);
-  EXPECT_EQ(find(table, 0xB)->edx, 5U);
-  EXPECT_EQ(find(table, 0xB, 1)->edx, 5U);
-  EXPECT_EQ(find(table, 0x1F)->edx, 5U);
+CpuidTable host_with_topology() {
+  CpuidTable host = rich_host();
+  for (const std::uint32_t function : {0x8000001DU, 0x8000001EU}) host.push_back(full(function));
+  for (std::uint32_t index = 0; index < 5; ++index) {
+    host.push_back(full(0x4, index));
+    // Type 1 and the cache's level; the fifth says that there are no more.
+    host.back().eax = index == 4 ? 0 : 0xFFFFC000 | std::max(index, 1U) << 5 | 1;
+  }
+  return host;
+}
+
+TEST(CpuTopology, ApicIdInEachLeaf) {
+  const CpuidTable table = for_vcpu(built("host", host_with_topology()), 5, 6);
+  EXPECT_EQ(find(table, 0x1)->ebx, 0x0506FFFFU);
+  for (const std::uint32_t function : {0xBU, 0x1FU}) {
+    for (const std::uint32_t level : {0U, 1U, 2U}) {
+      EXPECT_EQ(find(table, function, level)->edx, 5U);
+      EXPECT_EQ(find(table, function, level)->ecx & 0xFF, level);
+    }
+  }
+  EXPECT_EQ(find(table, 0x8000001E)->eax, 5U);
   EXPECT_EQ(find(table, 0x7)->edx, 0xFFFFFFFF);
+}
+
+TEST(CpuTopology, OnePackageOfCoresWithOneThread) {
+  const struct { std::uint32_t vcpus, bits; } all[] = {{1, 0}, {2, 1}, {3, 2}, {4, 2}, {5, 3}, {8, 3}, {9, 4}, {16, 4}};
+  for (const auto& [vcpus, bits] : all) {
+    SCOPED_TRACE(vcpus);
+    const CpuidTable table = for_vcpu(built("host", host_with_topology()), vcpus - 1, vcpus);
+    EXPECT_EQ(find(table, 0x1)->ebx >> 16 & 0xFF, vcpus);
+    EXPECT_EQ((find(table, 0x1)->edx >> 28 & 1) != 0, vcpus > 1) << "HTT";
+    EXPECT_EQ(find(table, 0xB, 0)->ebx, 1U) << "threads of a core";
+    EXPECT_EQ(find(table, 0xB, 0)->eax, 0U);
+    EXPECT_EQ(find(table, 0xB, 0)->ecx >> 8, 1U);
+    EXPECT_EQ(find(table, 0xB, 1)->ebx, vcpus);
+    EXPECT_EQ(find(table, 0xB, 1)->eax, bits);
+    EXPECT_EQ(find(table, 0xB, 1)->ecx >> 8, 2U);
+    EXPECT_EQ(find(table, 0xB, 2)->ebx, 0U) << "the end";
+    EXPECT_EQ(find(table, 0x80000008)->ecx & 0xFF, vcpus - 1);
+    EXPECT_EQ(find(table, 0x80000008)->ecx >> 12 & 0xF, bits);
+    for (const std::uint32_t cache : {0U, 1U, 2U}) EXPECT_EQ(find(table, 0x4, cache)->eax >> 14 & 0xFFF, 0U) << cache;
+    EXPECT_EQ(find(table, 0x4, 3)->eax >> 14 & 0xFFF, vcpus - 1) << "the last level is shared";
+    EXPECT_EQ(find(table, 0x4, 3)->eax >> 26, vcpus - 1);
+    EXPECT_EQ(find(table, 0x4, 4)->eax, 0U);
+  }
+}
+
+TEST(CpuTopology, LeavesThatTheHostLacksAreNotMade) {
+  const CpuidTable table = for_vcpu(CpuidTable{vendor("GenuineIntel"), full(0x1)}, 0, 2);
+  EXPECT_EQ(table.size(), 2U);
 }
 
 TEST(CpuFits, TheSameHostFitsItself) {
