@@ -144,6 +144,20 @@ TEST_F(VmTest, TheConsoleCarriesKeysToTheGuestAndItsWordsBack) {
   EXPECT_TRUE(host().verified_after_now("web"));
 }
 
+TEST_F(VmTest, InstructionsCompletedForKvmAreCounted) {
+  ASSERT_EQ(
+      host().ctl({"vm", "create", "insn", "--memory", "64M", "--kernel", guest("instructions.elf"), "--start"}).code,
+      0);
+  ASSERT_TRUE(host().serial_contains("insn", "INSN done"));
+  const Ctl shown = host().ctl({"vm", "show", "insn"});
+  ASSERT_EQ(shown.code, 0) << shown;
+  if (std::filesystem::exists("/sys/module/kvm_pvm")) {
+    EXPECT_GE(shown.number("completed_instructions"), 15) << shown;
+  } else {
+    EXPECT_LE(shown.number("completed_instructions"), 0) << "hardware runs them all\n" << shown;
+  }
+}
+
 TEST_F(VmTest, AConsoleOfAStoppedVmSaysHowToStartIt) {
   ASSERT_TRUE(boot_workload(host(), "web"));
   ASSERT_EQ(host().ctl({"vm", "stop", "web"}).code, 0);

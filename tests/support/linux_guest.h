@@ -116,6 +116,7 @@ inline ::testing::AssertionResult linux_goes_on(Host& host, const std::string& v
   const bool on = wait_until(
       [&] {
         log = host.serial(vm);
+        if (log.find("Kernel panic") != std::string::npos) return true;  // said below
         std::map<unsigned, unsigned> fresh;
         for (const LinuxMark& mark : linux_marks(log.substr(std::min(before, log.size())))) ++fresh[mark.cpu];
         for (unsigned cpu = 0; cpu < cpus; ++cpu) {
@@ -124,7 +125,8 @@ inline ::testing::AssertionResult linux_goes_on(Host& host, const std::string& v
         return true;
       },
       kLinuxBeatWait);
-  if (!on) return ::testing::AssertionFailure() << vm << " on " << host.name() << " does not go on; it wrote:\n" << log;
+  if (!on || log.find("Kernel panic") != std::string::npos)
+    return ::testing::AssertionFailure() << vm << " on " << host.name() << " does not go on; it wrote:\n" << log;
   return linux_sums_hold(log, cpus);
 }
 
