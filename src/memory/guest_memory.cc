@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <functional>
@@ -149,10 +150,42 @@ Status GuestMemory::write(std::uint64_t guest_address, std::span<const std::byte
   }
   if (in.empty()) return {};
   std::memcpy(base_ + *offset, in.data(), in.size());
-  const PageIndex first = *offset / kPageBytes;
-  const PageIndex last = (*offset + in.size() - 1) / kPageBytes;
-  device_marks_.set_range({.first = first, .count = last - first + 1});  // after the copy: write first, then mark
+  mark(*offset, in.size());  // after the copy: write first, then mark
   return {};
+}
+
+void GuestMemory::mark(std::uint64_t ram_offset, std::uint64_t bytes) {
+  const PageIndex first = ram_offset / kPageBytes;
+  const PageIndex last = (ram_offset + bytes - 1) / kPageBytes;
+  device_marks_.set_range({.first = first, .count = last - first + 1});
+}
+
+std::optional<std::uint16_t> GuestMemory::load_u16(std::uint64_t guest_address) const {
+  FVMM_CHECK(guest_address % sizeof(std::uint16_t) == 0, "a shared word is aligned");
+  const auto offset = layout_.ram_offset(guest_address, sizeof(std::uint16_t));
+  if (!offset) return std::nullopt;
+  return std::atomic_ref(*reinterpret_cast<std::uint16_t*>(base_ + *offset)).load(std::memory_order_acquire);
+}
+
+bool GuestMemory::store_u16(std::uint64_t guest_address, std::uint16_t value) {
+  FVMM_CHECK(guest_address % sizeof(std::uint16_t) == 0, "a shared word is aligned");
+  const auto offset = layout_.ram_offset(guest_address, sizeof(std::uint16_t));
+  if (!offset) return false;
+  std::atomic_ref(*reinterpret_cast<std::uint16_t*>(base_ + *offset)).store(value, std::memory_order_release);
+  mark(*offset, sizeof value);
+  return true;
+}
+
+std::span<std::byte> GuestMemory::io_view(std::uint64_t guest_address, std::uint64_t bytes) {
+  const auto offset = layout_.ram_offset(guest_address, bytes);
+  if (!offset) return {};
+  return {base_ + *offset, bytes};
+}
+
+void GuestMemory::mark_written(std::uint64_t guest_address, std::uint64_t bytes) {
+  const auto offset = layout_.ram_offset(guest_address, bytes);
+  FVMM_CHECK(offset.has_value(), "only RAM is written");
+  if (bytes != 0) mark(*offset, bytes);
 }
 
 std::span<const std::byte> GuestMemory::pages(PageRange range) const {

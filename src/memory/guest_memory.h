@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "base/result.h"
@@ -44,6 +45,16 @@ class GuestMemory {
   Status read(std::uint64_t guest_address, std::span<std::byte> out) const;
   Status write(std::uint64_t guest_address, std::span<const std::byte> in);  // writes, then marks
 
+  /// One word of a ring that guest and device share: 2-byte aligned (FVMM_CHECK), loaded with acquire, stored with
+  /// release and then marked. Nothing and false when it is not RAM.
+  [[nodiscard]] std::optional<std::uint16_t> load_u16(std::uint64_t guest_address) const;
+  [[nodiscard]] bool store_u16(std::uint64_t guest_address, std::uint16_t value);
+  /// The place of [guest_address, + bytes) for an iovec of kernel I/O; empty when it is not wholly RAM of one slot.
+  /// What the kernel has written there is reported with mark_written() at completion, before anybody is told.
+  [[nodiscard]] std::span<std::byte> io_view(std::uint64_t guest_address, std::uint64_t bytes);
+  /// FVMM_CHECKs the range: io_view() has given it out.
+  void mark_written(std::uint64_t guest_address, std::uint64_t bytes);
+
   /// Linear pages, for templates and migration. FVMM_CHECKs the range: callers have validated it.
   [[nodiscard]] std::span<const std::byte> pages(PageRange range) const;
   /// For the receiving side before the VM has run: no mark. FVMM_CHECKs the range.
@@ -59,6 +70,7 @@ class GuestMemory {
  private:
   GuestMemory(Layout layout, std::byte* base);
   Status map_file(int file, std::uint64_t file_page, PageRange pages);
+  void mark(std::uint64_t ram_offset, std::uint64_t bytes);  // bytes > 0
   Layout layout_;
   std::byte* base_;
   AtomicBitmap device_marks_;
