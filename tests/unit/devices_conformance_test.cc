@@ -5,11 +5,13 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "devices/i8042.h"
 #include "devices/serial.h"
 #include "support/fake_devices.h"
+#include "support/virtio_kinds.h"
 
 namespace fvmm::devices {
 namespace {
@@ -18,6 +20,7 @@ namespace {
 struct Specimen {
   testing::FakeIrqLine irq;
   testing::FakeSink sink;
+  std::unique_ptr<memory::GuestMemory> memory;  // of a device that has queues
   std::unique_ptr<Device> device;
 };
 
@@ -25,30 +28,59 @@ struct Kind {
   const char* name;
   std::uint64_t window_bytes;
   std::function<void(Specimen&)> make;
-  std::function<void(Device&)> stir;  // leaves the initial state
+  std::function<void(Specimen&)> stir;  // leaves the initial state
 };
 
 void write_byte(Device& device, std::uint64_t offset, std::uint8_t value) {
   device.write(offset, std::array{static_cast<std::byte>(value)});
 }
 
+/// A virtio device with a driver that has an answer, and an interrupt that waits to be acknowledged.
+void stir_virtio(const testing::VirtioKind& kind, Specimen& s) {
+  auto& virtio = dynamic_cast<VirtioMmio&>(*s.device);
+  virtio.resume();
+  testing::VirtioDriver driver(virtio, *s.memory);
+  driver.start(0);
+  driver.send(kind.queue, 0, {.address = testing::kDriverBuffers, .bytes = 8, .flags = kind.buffer_flags});
+  const Deadline deadline = Deadline::after(std::chrono::seconds(30));
+  while (!driver.take_used(kind.queue) && !deadline.passed()) std::this_thread::yield();
+  ASSERT_TRUE(virtio.quiesce(deadline).ok());
+  ASSERT_TRUE(s.irq.level);
+}
+
+Kind virtio_kind(const testing::VirtioKind& kind) {
+  return {.name = kind.name,
+          .window_bytes = kVirtioMmioBytes,
+          .make =
+              [&kind](Specimen& s) {
+                s.memory = testing::small_memory();
+                s.device = std::make_unique<VirtioMmio>(
+                    "virtio0", VirtioMmio::Surroundings{.memory = *s.memory, .line = s.irq}, kind.make(s.sink));
+              },
+          .stir = [&kind](Specimen& s) { stir_virtio(kind, s); }};
+}
+
 const std::vector<Kind>& kinds() {
-  static const std::vector<Kind> all{
-      {.name = "serial",
-       .window_bytes = kUartPorts,
-       .make = [](Specimen& s) { s.device = std::make_unique<Serial>("com1", s.irq, s.sink); },
-       .stir =
-           [](Device& device) {
-             write_byte(device, 2, 0x01);
-             write_byte(device, 4, 0x0b);
-             write_byte(device, 1, 0x03);
-             EXPECT_EQ(dynamic_cast<Serial&>(device).push_input(testing::bytes_of("0123456789abcdefgh")), 18u);
-           }},
-      {.name = "i8042",
-       .window_bytes = kI8042CommandOffset + 1,
-       .make = [](Specimen& s) { s.device = std::make_unique<I8042>([] {}); },
-       .stir = [](Device& device) { write_byte(device, kI8042CommandOffset, 0xd1); }},
-  };
+  static const std::vector<Kind> all = [] {
+    std::vector<Kind> every{
+        {.name = "serial",
+         .window_bytes = kUartPorts,
+         .make = [](Specimen& s) { s.device = std::make_unique<Serial>("com1", s.irq, s.sink); },
+         .stir =
+             [](Specimen& s) {
+               write_byte(*s.device, 2, 0x01);
+               write_byte(*s.device, 4, 0x0b);
+               write_byte(*s.device, 1, 0x03);
+               EXPECT_EQ(dynamic_cast<Serial&>(*s.device).push_input(testing::bytes_of("0123456789abcdefgh")), 18u);
+             }},
+        {.name = "i8042",
+         .window_bytes = kI8042CommandOffset + 1,
+         .make = [](Specimen& s) { s.device = std::make_unique<I8042>([] {}); },
+         .stir = [](Specimen& s) { write_byte(*s.device, kI8042CommandOffset, 0xd1); }},
+    };
+    for (const testing::VirtioKind& kind : testing::virtio_kinds()) every.push_back(virtio_kind(kind));
+    return every;
+  }();
   return all;
 }
 
@@ -56,7 +88,7 @@ class EveryDevice : public ::testing::TestWithParam<Kind> {
  protected:
   EveryDevice() { GetParam().make(specimen); }
   [[nodiscard]] Device& device() const { return *specimen.device; }
-  void stir() { GetParam().stir(device()); }
+  void stir() { GetParam().stir(specimen); }
 
   /// Loads a state that may be bad: afterwards the device has either exactly it, or exactly what it had.
   void expect_all_or_nothing(const DeviceState& state) {
