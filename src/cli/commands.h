@@ -29,7 +29,7 @@ void add_debug_commands(CLI::App& app, Chosen& chosen);  // hidden
 std::string absolute_path(const std::string& path);
 
 int vm_logs(Session& session, const std::string& name, bool follow);
-int vm_console(Session& session, const std::string& name);
+int vm_console(Session& session, const std::string& name, bool virtio);
 /// Joins standard input and output to a console's socket until one of them ends, or Ctrl-] on a terminal.
 Status join_console(const std::string& socket, const Streams& streams);
 

@@ -93,7 +93,7 @@ Status join_console(const std::string& path, const Streams& streams) {
   return join(socket.get(), streams, terminal, signals.get());
 }
 
-int vm_console(Session& session, const std::string& name) {
+int vm_console(Session& session, const std::string& name, bool virtio) {
   v1::VmName request;
   request.set_name(name);
   v1::VmInfo vm;
@@ -106,7 +106,12 @@ int vm_console(Session& session, const std::string& name) {
                                                      name, state_word(vm.state()), name)),
         kFailed);
   }
-  const Status status = join_console(vm.console_path(), session.streams());
+  if (virtio && vm.virtio_console_path().empty()) {
+    return session.fail(Error(Errc::kFailedPrecondition,
+                              name + " has no virtio console; it is given one by: fvmmctl vm create --console"),
+                        kFailed);
+  }
+  const Status status = join_console(virtio ? vm.virtio_console_path() : vm.console_path(), session.streams());
   return status.ok() ? kDone : session.fail(status.error(), kFailed);
 }
 

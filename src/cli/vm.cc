@@ -17,6 +17,7 @@ namespace {
 struct CreateOptions {
   std::string name, memory, kernel, initrd, cmdline, cpu_template, tracking;
   std::uint32_t vcpus = 1;
+  bool rng = false, console = false;
   bool start = false;
 };
 
@@ -38,6 +39,8 @@ int create(Session& session, const CreateOptions& options) {
   config.set_cmdline(options.cmdline);
   config.set_cpu_template(options.cpu_template);
   config.set_tracking(options.tracking);
+  if (options.rng) config.add_virtio()->mutable_rng();
+  if (options.console) config.add_virtio()->mutable_console();
   request.set_start(options.start);
   v1::VmInfo answer;
   return session.call("fvmm.v1.Vms/Create", request, answer, kCallTimeout,
@@ -56,6 +59,8 @@ void add_create(CLI::App& vm, Chosen& chosen) {
   command.add_option("--cmdline", options->cmdline, "Kernel command line");
   command.add_option("--cpu-template", options->cpu_template, "host, baseline or pvm; chosen by the host when absent");
   add_tracking(command, options->tracking, "log by default");
+  command.add_flag("--rng", options->rng, "A virtio random number generator");
+  command.add_flag("--console", options->console, "A virtio console (Linux: hvc0), beside the serial port");
   command.add_flag("--start", options->start, "Start it at once");
   command.callback([&chosen, options] { chosen = [options](Session& session) { return create(session, *options); }; });
 }
@@ -145,9 +150,13 @@ void add_clone(CLI::App& vm, Chosen& chosen) {
 void add_console_and_logs(CLI::App& vm, Chosen& chosen) {
   auto name = std::make_shared<std::string>();
   auto follow = std::make_shared<bool>(false);
+  auto virtio = std::make_shared<bool>(false);
   CLI::App& console = *vm.add_subcommand("console", "Talk to the serial console; Ctrl-] leaves");
   console.add_option("NAME", *name, "VM")->required();
-  console.callback([&chosen, name] { chosen = [name](Session& session) { return vm_console(session, *name); }; });
+  console.add_flag("--virtio", *virtio, "The virtio console instead");
+  console.callback([&chosen, name, virtio] {
+    chosen = [name, virtio](Session& session) { return vm_console(session, *name, *virtio); };
+  });
   CLI::App& logs = *vm.add_subcommand("logs", "Print what the guest wrote to its serial port");
   logs.add_option("NAME", *name, "VM")->required();
   logs.add_flag("--follow,-f", *follow, "Go on until interrupted");
@@ -207,6 +216,7 @@ void print_vm(std::ostream& out, const v1::VmInfo& vm) {
       {"delta pages", vm.delta_unknown() ? "not known: found when needed" : std::to_string(vm.delta_pages())},
       {"worker pid", vm.worker_pid() == 0 ? "" : std::to_string(vm.worker_pid())},
       {"console", vm.console_path()},
+      {"virtio console", vm.virtio_console_path()},
       {"serial bytes", std::to_string(vm.serial_bytes())},
       {"completed instructions", vm.completed_instructions() > 0 ? std::to_string(vm.completed_instructions()) : ""},
       {"start", vm.start_ms() > 0 ? fmt::format("{:.2f} ms", vm.start_ms()) : ""},

@@ -14,6 +14,7 @@
 #include "base/units.h"
 #include "memory/layout.h"
 #include "memory/tracking.h"
+#include "vmm/virtio_devices.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -86,7 +87,7 @@ Status check_config(const v1::VmConfig& config) {
                                                      fmt::join(kCpuTemplates, ", ")));
   }
   FVMM_TRY(memory::parse_tracking(config.tracking()));
-  return {};
+  return vmm::check_virtio(config);
 }
 
 Status check_fits(const v1::VmConfig& config, const HostMemory& host) {

@@ -77,6 +77,7 @@ void WorkerProcess::remove_files() const {
   std::error_code ignored;
   fs::remove(socket_, ignored);
   fs::remove(socket_.string() + ".console", ignored);
+  fs::remove(socket_.string() + ".hvc0", ignored);
   fs::remove(log(), ignored);
 }
 

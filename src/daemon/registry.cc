@@ -31,6 +31,7 @@ v1::VmInfo to_info(const VmView& view) {
   out.set_worker_pid(view.worker->pid());
   *out.mutable_template_() = view.info.template_();
   out.set_console_path(view.info.console_path());
+  out.set_virtio_console_path(view.info.virtio_console_path());
   out.set_serial_bytes(view.info.serial_bytes());
   out.set_delta_pages(view.info.delta_pages());
   out.set_delta_unknown(view.info.delta_unknown());

@@ -23,13 +23,16 @@ Result<std::shared_ptr<vmm::Vm>> Worker::take_warm(const v1::VmConfig& config) {
 
 // Serial port with its log and console, and the CPU. From here the VM lives as long as the worker: the console and `vm
 // show` use its serial port whatever becomes of the guest.
-Status Worker::dress(const std::shared_ptr<vmm::Vm>& shared, const std::string& vm_directory,
-                     const vmm::CpuidTable& cpu) {
+Status Worker::dress(const std::shared_ptr<vmm::Vm>& shared, const v1::VmConfig& config,
+                     const std::string& vm_directory, const vmm::CpuidTable& cpu) {
   vm_ = shared;
   vmm::Vm& vm = *shared;
   devices::SerialOutput::Options log;
   log.log = std::filesystem::path(vm_directory) / "serial.log";
   FVMM_TRY(vm.attach_devices(std::move(log)));
+  devices::SerialOutput::Options console_log;
+  console_log.log = std::filesystem::path(vm_directory) / "hvc0.log";
+  FVMM_TRY(vm.attach_virtio(config, std::move(console_log)));
   FVMM_TRY(vm.set_cpu(cpu), "set CPU");
   vm_directory_ = vm_directory;
   serial_ = vm.serial_output();
@@ -37,6 +40,11 @@ Status Worker::dress(const std::shared_ptr<vmm::Vm>& shared, const std::string& 
       devices::ConsoleServer::start(options_.socket.string() + ".console", *vm.serial_output(),
                                     [&vm](std::span<const std::byte> bytes) { return vm.serial_input(bytes); }),
       "console");
+  if (vm.console_output() == nullptr) return {};
+  virtio_console_ = FVMM_TRY(
+      devices::ConsoleServer::start(options_.socket.string() + ".hvc0", *vm.console_output(),
+                                    [&vm](std::span<const std::byte> bytes) { return vm.console_input(bytes); }),
+      "virtio console");
   return {};
 }
 
@@ -58,6 +66,7 @@ void Worker::show(const migration::Guest& guest) {
     *info.mutable_template_() = guest.base;
     info.set_fencing_token(guest.fencing_token);
     info.set_console_path(options_.socket.string() + ".console");
+    if (virtio_console_) info.set_virtio_console_path(virtio_console_->path().string());
   });
 }
 
@@ -82,13 +91,15 @@ Result<v1::WorkerInfo> Worker::boot(const v1::WorkerBootRequest& request) {
   const auto supported = FVMM_TRY(vm->kvm().supported_cpuid());
   const std::string cpu(config.cpu_template().empty() ? vmm::default_cpu_template(vm->kvm().features())
                                                       : std::string_view(config.cpu_template()));
-  FVMM_TRY(dress(vm, request.vm_directory(), FVMM_TRY(vmm::build_cpuid(cpu, supported, vm->tsc_khz()))));
+  FVMM_TRY(dress(vm, config, request.vm_directory(), FVMM_TRY(vmm::build_cpuid(cpu, supported, vm->tsc_khz()))));
   FVMM_TRY(vm->memory().map_zero());
   vmm::BootRequest boot;
   boot.kernel = config.kernel();
   boot.initrd = config.initrd();
   // Guests without CPUID leaf 0x40000010 (all of them on a PVM host) learn the TSC frequency here; Linux passes it by.
-  boot.cmdline = fmt::format("tsc_khz={}{}{}", vm->tsc_khz(), config.cmdline().empty() ? "" : " ", config.cmdline());
+  // Before the user's words: behind a "--" they would be init's.
+  boot.cmdline = fmt::format("tsc_khz={}{}{}{}", vm->tsc_khz(), vm->virtio().cmdline(),
+                             config.cmdline().empty() ? "" : " ", config.cmdline());
   auto guest = wrap(std::move(vm), config, request.fencing_token(), std::nullopt);
   FVMM_TRY(static_cast<migration::VmMachine&>(*guest->machine).vm().boot(boot));
   FVMM_TRY(start(*guest, request.run(), began));
@@ -105,7 +116,7 @@ Result<v1::WorkerInfo> Worker::clone(const v1::WorkerCloneRequest& request) {
   const auto cpu = FVMM_TRY(vmm::unpack_cpuid(state.vcpus(0).cpuid()));
   std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(request.config()));
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())), "template " + pin.info().name);
-  FVMM_TRY(dress(vm, request.vm_directory(), cpu));
+  FVMM_TRY(dress(vm, request.config(), request.vm_directory(), cpu));
   FVMM_TRY(vm->memory().map_template(memory::resident_or_stored(request.resident_file(), pin)));
   FVMM_TRY(vm->load_state(state), "template " + pin.info().name);
   auto guest = wrap(std::move(vm), request.config(), request.fencing_token(), std::move(pin));
@@ -129,7 +140,7 @@ Result<std::unique_ptr<migration::Guest>> Worker::make_replica(const v1::WorkerR
   std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(hello.vm()));
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())));
   FVMM_TRY(vm->set_tsc_khz(hello.cpu().tsc_khz()));
-  FVMM_TRY(dress(vm, request.vm_directory(), cpu));
+  FVMM_TRY(dress(vm, hello.vm(), request.vm_directory(), cpu));
   FVMM_TRY(pin ? vm->memory().map_template(memory::resident_or_stored(request.resident_file(), *pin))
                : vm->memory().map_zero());
   return wrap(std::move(vm), hello.vm(), hello.fencing_token(), std::move(pin));

@@ -53,7 +53,8 @@ class Worker {
   Result<v1::WorkerInfo> clone(const v1::WorkerCloneRequest& request);
   Result<std::unique_ptr<migration::Guest>> make_replica(const v1::WorkerReceiveRequest& request);
   Result<std::shared_ptr<vmm::Vm>> take_warm(const v1::VmConfig& config);
-  Status dress(const std::shared_ptr<vmm::Vm>& vm, const std::string& vm_directory, const vmm::CpuidTable& cpu);
+  Status dress(const std::shared_ptr<vmm::Vm>& vm, const v1::VmConfig& config, const std::string& vm_directory,
+               const vmm::CpuidTable& cpu);
   std::unique_ptr<migration::Guest> wrap(std::shared_ptr<vmm::Vm> vm, const v1::VmConfig& config, std::uint64_t token,
                                          std::optional<memory::OpenTemplate> pin);
   void show(const migration::Guest& guest);
@@ -107,6 +108,7 @@ class Worker {
   GuestSlot slot_;
   std::atomic<devices::SerialOutput*> serial_{nullptr};  // of vm_
   std::unique_ptr<devices::ConsoleServer> console_;
+  std::unique_ptr<devices::ConsoleServer> virtio_console_;               // null: no such device
   std::map<std::uint64_t, std::array<std::byte, kPageBytes>> captured_;  // test hook; with the guest in hand
   std::string vm_directory_;                                             // set with the guest
   v1::VmState before_migration_ = v1::VM_RUNNING;                        // with the guest in hand

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "vmm/mp_table.h"
+#include "vmm/virtio_devices.h"
 
 namespace fvmm::vmm {
 namespace {
@@ -48,6 +49,7 @@ Vm::Vm(Kvm kvm, VmShape shape, UniqueFd fd, std::unique_ptr<memory::GuestMemory>
       fd_(std::move(fd)),
       memory_(std::move(memory)),
       on_stopped_(std::move(on_stopped)) {
+  virtio_ = std::make_unique<VirtioSlots>(fd_.get(), mmio_, *memory_);
   environment_.ports = &ports_;
   environment_.mmio = &mmio_;
   environment_.memory = memory_.get();
@@ -106,7 +108,8 @@ Status Vm::attach_devices(devices::SerialOutput::Options serial_log) {
   FVMM_CHECK(!serial_, "devices are attached once");
   serial_output_ = FVMM_TRY(devices::SerialOutput::create(std::move(serial_log)), "serial log");
   com1_irq_ = std::make_unique<KvmIrqLine>(fd_.get(), devices::kCom1Irq);
-  serial_ = std::make_unique<devices::Serial>("com1", *com1_irq_, *serial_output_);
+  serial_gated_ = std::make_unique<devices::GatedSink>(gate_, *serial_output_);
+  serial_ = std::make_unique<devices::Serial>("com1", *com1_irq_, *serial_gated_);
   i8042_ = std::make_unique<devices::I8042>([this] { reset_requested_ = true; });
   ports_.add(devices::kCom1Base, devices::kUartPorts, *serial_);
   i8042_->attach(ports_);
@@ -116,6 +119,28 @@ Status Vm::attach_devices(devices::SerialOutput::Options serial_log) {
 std::size_t Vm::serial_input(std::span<const std::byte> bytes) {
   const auto guard = ports_.lock();
   return serial_ ? serial_->push_input(bytes) : 0;
+}
+
+Status Vm::attach_virtio(const v1::VmConfig& config, devices::SerialOutput::Options console_log) {
+  FVMM_CHECK(virtio_->size() == 0, "virtio devices are attached once");
+  FVMM_TRY(check_virtio(config));
+  for (const v1::VirtioDevice& wanted : config.virtio()) {
+    VirtioBackends backends;
+    if (wanted.has_console()) {
+      console_output_ = FVMM_TRY(devices::SerialOutput::create(std::move(console_log)), "console log");
+      console_gated_ = std::make_unique<devices::GatedSink>(gate_, *console_output_);
+      backends.console = console_gated_.get();
+    }
+    auto device = FVMM_TRY(make_virtio(wanted, backends));
+    if (wanted.has_console()) console_ = static_cast<devices::VirtioConsole*>(device.get());
+    FVMM_TRY(virtio_->add(std::move(device)));
+  }
+  return {};
+}
+
+std::size_t Vm::console_input(std::span<const std::byte> bytes) {
+  const auto guard = mmio_.lock();
+  return console_ != nullptr ? console_->push_input(bytes) : 0;
 }
 
 Status Vm::on_each_vcpu(const std::function<Status(Vcpu&)>& function, unsigned first, unsigned end) {
@@ -173,9 +198,11 @@ Status Vm::boot(const BootRequest& request) {
   });
 }
 
+// Devices first: what waits for them is served, and their interrupts are there, before the guest goes on.
 Status Vm::resume() {
   FVMM_TRY(fenced());
   if (!paused_) return {};
+  virtio_->resume();
   std::vector<Vcpu::Answer> answers;
   for (auto& vcpu : vcpus_) {
     // Tells the guest that its clock stood still, so that its watchdogs do not fire. EINVAL: it has no kvmclock.
@@ -190,7 +217,7 @@ Status Vm::resume() {
   for (auto& answer : answers) {
     const Status runs = Vcpu::wait(answer, deadline);
     if (runs) continue;
-    paused_ = park_all().ok();  // else a later pause tries again
+    paused_ = come_to_rest().ok();  // else a later pause tries again
     return Error(runs.error()).with("resume");
   }
   paused_ = false;
@@ -199,10 +226,10 @@ Status Vm::resume() {
 
 Status Vm::pause() {
   if (paused_) return {};
-  const Status parked = park_all();
-  if (!parked) {
+  const Status rests = come_to_rest();
+  if (!rests) {
     for (auto& vcpu : vcpus_) (void)vcpu->run();  // follows the park in each mailbox: nobody is left frozen
-    return Error(parked.error()).with("pause");
+    return Error(rests.error()).with("pause");
   }
   paused_ = true;
   return {};
@@ -213,6 +240,11 @@ Status Vm::pause() {
 Status Vm::fence(const std::string& why) {
   fence_.close(why);
   return park_all();
+}
+
+Status Vm::come_to_rest() {
+  FVMM_TRY(park_all());
+  return virtio_->quiesce(Deadline::after(kQuiesceWait));
 }
 
 Status Vm::park_all() {

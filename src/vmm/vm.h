@@ -20,7 +20,9 @@
 #include "devices/bus.h"
 #include "devices/console.h"
 #include "devices/i8042.h"
+#include "devices/output_gate.h"
 #include "devices/serial.h"
+#include "devices/virtio_console.h"
 #include "memory/dirty.h"
 #include "memory/guest_memory.h"
 #include "memory/tracking.h"
@@ -33,11 +35,13 @@
 #include "vmm/throttle.h"
 #include "vmm/vcpu.h"
 #include "vmm/vcpu_state.h"
+#include "vmm/virtio_slots.h"
 
 namespace fvmm::vmm {
 
 inline constexpr unsigned kVcpusMax = 16;
 inline constexpr std::chrono::milliseconds kParkWait{5000};  // a vCPU thread that needs longer is stuck in the kernel
+inline constexpr std::chrono::milliseconds kQuiesceWait{5000};  // for devices to finish what they have in flight
 
 struct VmShape {
   std::uint64_t memory_bytes = 0;
@@ -60,6 +64,9 @@ class Vm {
 
   /// Serial port COM1 and the i8042's reset line. Once, before boot() or load_state().
   Status attach_devices(devices::SerialOutput::Options serial_log);
+  /// The virtio devices of a configuration, in its order. Once, before boot() or load_state(). `console_log`: of the
+  /// virtio console, if there is one. kInvalidArgument as check_virtio().
+  Status attach_virtio(const v1::VmConfig& config, devices::SerialOutput::Options console_log);
   /// CPUID of every vCPU. Once, before boot() or load_state().
   Status set_cpu(const CpuidTable& table);
   /// How its writes are tracked; logged unless this says otherwise. Once, before memory is mapped.
@@ -78,7 +85,8 @@ class Vm {
   /// First entry or the end of a pause. Answers when every vCPU thread is about to enter KVM_RUN. On an error (a vCPU
   /// has stopped for good) everything is parked again.
   Status resume();
-  /// Parks every vCPU; a second pause is fine. kDeadlineExceeded leaves them running or parking.
+  /// Parks every vCPU, then drains the devices; a second pause is fine. kDeadlineExceeded leaves them running or
+  /// parking.
   Status pause();
   [[nodiscard]] bool paused() const { return paused_; }
   /// The right to run has gone elsewhere: parks every vCPU at once, for good, whatever its owner does meanwhile. From
@@ -107,6 +115,12 @@ class Vm {
   [[nodiscard]] devices::SerialOutput* serial_output() { return serial_output_.get(); }
   /// Input towards COM1; returns how much was taken. Thread: any.
   std::size_t serial_input(std::span<const std::byte> bytes);
+  /// The virtio console, as the serial port; null and 0 without one.
+  [[nodiscard]] devices::SerialOutput* console_output() { return console_output_.get(); }
+  std::size_t console_input(std::span<const std::byte> bytes);
+  [[nodiscard]] VirtioSlots& virtio() { return *virtio_; }
+  /// Everything that leaves this VM passes here.
+  [[nodiscard]] devices::OutputGate& gate() { return gate_; }
 
  private:
   Vm(Kvm kvm, VmShape shape, UniqueFd fd, std::unique_ptr<memory::GuestMemory> memory, VmStopped on_stopped);
@@ -119,10 +133,12 @@ class Vm {
   /// On the threads of vCPUs [first, end), at once; the first error.
   Status on_each_vcpu(const std::function<Status(Vcpu&)>& function, unsigned first = 0, unsigned end = kVcpusMax);
   Status park_all();
+  Status come_to_rest();
   Status save_irqchip(v1::MachineState& state);
   Status load_irqchip(const v1::MachineState& state);
   Status save_clocks(v1::MachineState& state);
   Status load_vcpus(const v1::MachineState& state);
+  Status load_devices(const v1::MachineState& state);
   Result<TscPlace> place_tsc(Vcpu& first, const v1::MachineState& state);
   Status align_tscs();
   static Status set_tsc_place(Vcpu& vcpu, const TscPlace& place);
@@ -138,10 +154,16 @@ class Vm {
   Fence fence_;
   devices::Bus ports_{"port"};
   devices::Bus mmio_{"mmio"};
+  devices::OutputGate gate_;
   std::unique_ptr<KvmIrqLine> com1_irq_;
   std::unique_ptr<devices::SerialOutput> serial_output_;
+  std::unique_ptr<devices::GatedSink> serial_gated_;
   std::unique_ptr<devices::Serial> serial_;
   std::unique_ptr<devices::I8042> i8042_;
+  std::unique_ptr<devices::SerialOutput> console_output_;
+  std::unique_ptr<devices::GatedSink> console_gated_;
+  std::unique_ptr<VirtioSlots> virtio_;
+  devices::VirtioConsole* console_ = nullptr;  // one of virtio_
   VcpuEnvironment environment_;
   CpuidTable cpuid_;
   std::uint32_t host_tsc_khz_ = 0;

@@ -82,11 +82,13 @@ Result<v1::MachineState> Vm::save_state() {
   for (auto& vcpu : vcpus) *state.add_vcpus() = std::move(vcpu);
   FVMM_TRY(save_irqchip(state), "save interrupt controllers");
   FVMM_TRY(save_clocks(state), "save clocks");
-  for (const devices::NamedState& device : ports_.save_all()) {
-    v1::DeviceStateRecord* record = state.add_devices();
-    record->set_id(device.id);
-    record->set_version(device.state.version);
-    record->set_bytes(device.state.bytes.data(), device.state.bytes.size());
+  for (const devices::Bus* bus : {&ports_, &mmio_}) {
+    for (const devices::NamedState& device : bus->save_all()) {
+      v1::DeviceStateRecord* record = state.add_devices();
+      record->set_id(device.id);
+      record->set_version(device.state.version);
+      record->set_bytes(device.state.bytes.data(), device.state.bytes.size());
+    }
   }
   return state;
 }
@@ -143,12 +145,20 @@ Status Vm::load_state(const v1::MachineState& state) {
   FVMM_TRY(load_vcpus(state), "load vCPUs");
   // After the APICs: loading the IOAPIC delivers what it holds. Before the devices, which drive their lines.
   FVMM_TRY(load_irqchip(state), "load interrupt controllers");
-  std::vector<devices::NamedState> records;
+  return load_devices(state);
+}
+
+// What the MMIO bus does not know is for the port bus, which names a record that nobody knows.
+Status Vm::load_devices(const v1::MachineState& state) {
+  std::vector<devices::NamedState> ports;
+  std::vector<devices::NamedState> mmio;
   for (const v1::DeviceStateRecord& record : state.devices()) {
     const auto bytes = std::as_bytes(std::span(record.bytes()));
+    auto& records = mmio_.has(record.id()) ? mmio : ports;
     records.push_back({record.id(), {record.version(), {bytes.begin(), bytes.end()}}});
   }
-  return ports_.load_all(records);
+  FVMM_TRY(ports_.load_all(ports));
+  return mmio_.load_all(mmio);
 }
 
 Status Vm::set_tsc_khz(std::uint32_t khz) {

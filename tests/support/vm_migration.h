@@ -100,6 +100,7 @@ inline migration::MakeGuest replica_maker(const memory::TemplateStore* store) {
     FVMM_TRY(vm->set_tracking(FVMM_TRY(memory::parse_tracking(hello.vm().tracking()))));
     FVMM_TRY(vm->set_tsc_khz(hello.cpu().tsc_khz()));
     FVMM_TRY(vm->attach_devices({}));
+    FVMM_TRY(vm->attach_virtio(hello.vm(), {}));
     FVMM_TRY(vm->set_cpu(FVMM_TRY(vmm::unpack_cpuid(hello.cpu().cpuid()))));
     std::optional<memory::OpenTemplate> pin;
     if (hello.template_().id().empty()) {

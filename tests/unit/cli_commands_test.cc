@@ -127,6 +127,9 @@ TEST_F(CliCommands, CreateSendsEveryOptionWithAbsolutePaths) {
   EXPECT_NE(relative.find("kernel: \"" + (std::filesystem::current_path() / "guest.elf").string() + "\""),
             std::string::npos);
   EXPECT_EQ(relative.find("initrd"), std::string::npos);
+  EXPECT_EQ(relative.find("virtio {"), std::string::npos);
+  const std::string devices = sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--rng", "--console"});
+  EXPECT_NE(devices.find("virtio { rng { } } virtio { console { } }"), std::string::npos) << devices;
 }
 
 TEST_F(CliCommands, VerbsOnOneVmCallTheirMethod) {

@@ -55,6 +55,14 @@ TEST(CheckConfig, VcpusOutOfRangeAreRefusedWithTheRange) {
   }
 }
 
+TEST(CheckConfig, VirtioDevicesAreCheckedToo) {
+  auto config = test::vm_record("web1", v1::VM_CREATED).config();
+  config.add_virtio()->mutable_rng();
+  EXPECT_TRUE(check_config(config));
+  config.add_virtio()->mutable_rng();
+  EXPECT_EQ(check_config(config).error().code(), Errc::kInvalidArgument);
+}
+
 TEST(CheckConfig, UnknownCpuTemplateIsRefusedWithTheKnownOnes) {
   auto config = test::vm_record("web1", v1::VM_CREATED).config();
   config.set_cpu_template("baseline");

@@ -354,6 +354,23 @@ TEST_P(EveryVirtioDevice, LoadingDoesNotTouchMemory) {
 INSTANTIATE_TEST_SUITE_P(Virtio, EveryVirtioDevice, ::testing::ValuesIn(testing::virtio_kinds()),
                          [](const auto& param_info) { return std::string(param_info.param.name); });
 
+TEST(VirtioThreadedDevice, AQueueThatCannotBeTakenAwayNeedsAReset) {
+  const auto memory = testing::small_memory();
+  testing::VirtioSpecimen specimen(testing::virtio_kinds().back(), *memory);
+  specimen.device.resume();
+  VirtioDriver driver(specimen.device, *memory);
+  driver.start(0);
+  driver.write(kQueueSel, 0);
+  auto& threaded = dynamic_cast<testing::ThreadedDevice&>(specimen.device.device());
+  {
+    const auto busy = threaded.busy();
+    std::thread([&] { driver.write(kQueueReady, 0); }).join();
+  }
+  EXPECT_TRUE(driver.needs_reset());
+  EXPECT_EQ(driver.read(kQueueReady), 1U);
+  EXPECT_EQ(specimen.device.signals().faults(GuestFault::kQueueSetup), 1U);
+}
+
 TEST(VirtioThreadedDevice, ADeviceThatDoesNotComeToRestRefusesAndGoesOn) {
   const auto memory = testing::small_memory();
   testing::VirtioSpecimen specimen(testing::virtio_kinds().back(), *memory);

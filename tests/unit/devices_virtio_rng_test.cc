@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/id.h"
 #include "devices/virtio_rng.h"
 #include "support/virtio_driver.h"
 
@@ -79,6 +80,36 @@ TEST_F(Rng, EveryPageItFillsIsMarked) {
   EXPECT_TRUE(marks.test(kDriverBuffers / kPageBytes + 1));
   EXPECT_TRUE(marks.test(driver.rings(0).device / kPageBytes));
   EXPECT_FALSE(marks.test(kDriverBuffers / kPageBytes + 2));
+}
+
+// Version 1, byte for byte: a change of this needs a new version that still reads this one.
+TEST_F(Rng, ItsStateIsPinned) {
+  driver.start(virtio::kFeatureEventIdx);
+  driver.send(0, 5, {.address = kDriverBuffers, .bytes = 8, .flags = kDescriptorWrite});
+  ASSERT_TRUE(device.quiesce(Deadline::after(std::chrono::seconds(1))).ok());
+  const DeviceState state = device.save();
+  EXPECT_EQ(state.version, 1U);
+  EXPECT_EQ(to_hex(state.bytes),
+            "04000000"  // type
+            "0f000000"  // status
+            "00000000"
+            "01000000"          // DeviceFeaturesSel, DriverFeaturesSel
+            "0000002001000000"  // EVENT_IDX, VERSION_1
+            "01000000"          // QueueSel
+            "01000000"
+            "00000000"
+            "00"  // InterruptStatus, ConfigGeneration, needs reset
+            "01"  // queues
+            "01"
+            "4000"              // ready, 64 entries
+            "0000100000000000"  // descriptors
+            "0050100000000000"  // driver
+            "0080100000000000"  // device
+            "0100"
+            "0100"
+            "0100"  // next available, next used, signalled
+            "01000000"
+            "00000000");  // virtio-rng, version 1, no bytes
 }
 
 TEST(HostEntropy, TwoFillsDiffer) {

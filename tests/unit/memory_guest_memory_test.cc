@@ -149,6 +149,40 @@ TEST(GuestMemory, WriteMarksExactlyThePagesItTouches) {
   EXPECT_EQ(marks.ranges(100), (std::vector<PageRange>{{2, 3}}));
 }
 
+TEST(GuestMemory, SharedWordsAreReadWrittenAndMarked) {
+  auto memory = zero_memory(kSmall);
+  EXPECT_TRUE(memory->store_u16(kSmall - 2, 0xbeef));
+  EXPECT_EQ(memory->load_u16(kSmall - 2), 0xbeef);
+  EXPECT_FALSE(memory->store_u16(kSmall, 1));
+  EXPECT_EQ(memory->load_u16(kSmall), std::nullopt);
+  EXPECT_EQ(memory->load_u16(kHoleStart), std::nullopt);
+  Bitmap marks(memory->layout().pages());
+  memory->device_marks().drain_into(marks);
+  EXPECT_EQ(marks.ranges(8), (std::vector<PageRange>{{kSmall / kPageBytes - 1, 1}}));
+}
+
+TEST(GuestMemory, KernelIoIsMarkedOnlyAtCompletion) {
+  auto memory = zero_memory(kSmall);
+  const auto view = memory->io_view(kPageBytes - 1, 2);
+  ASSERT_EQ(view.size(), 2U);
+  EXPECT_EQ(view.data(), memory->host_base() + kPageBytes - 1);
+  Bitmap marks(memory->layout().pages());
+  memory->device_marks().drain_into(marks);
+  EXPECT_FALSE(marks.any());
+  memory->mark_written(kPageBytes - 1, 2);
+  memory->mark_written(kPageBytes * 8, 0);
+  memory->device_marks().drain_into(marks);
+  EXPECT_EQ(marks.ranges(8), (std::vector<PageRange>{{0, 2}}));
+  EXPECT_TRUE(memory->io_view(kSmall - 1, 2).empty());
+  EXPECT_TRUE(memory->io_view(kHoleStart, 1).empty());
+}
+
+TEST(GuestMemoryDeathTest, OnlyRamIsMarkedAndOnlyAlignedWordsAreShared) {
+  auto memory = zero_memory(kSmall);
+  EXPECT_DEATH(memory->mark_written(kSmall, 1), "");
+  EXPECT_DEATH((void)memory->load_u16(1), "");
+}
+
 TEST(GuestMemory, PrivateMappingLeavesTheFileUnchangedAndShowsTheTemplatesPage) {
   const UniqueFd file = memory_file(kSmall);
   auto memory = std::move(*GuestMemory::reserve(kSmall));

@@ -1,0 +1,133 @@
+#include "virtio/queue.h"
+
+#include "lib/boot.h"
+
+#define SLOT_BASE 0xd0000000ULL
+#define SLOT_BYTES 0x1000ULL
+#define SLOTS 19
+#define QUEUE_SIZE 16  // power of two
+
+#define REG_MAGIC 0x000
+#define REG_VERSION 0x004
+#define REG_DEVICE_ID 0x008
+#define REG_DRIVER_FEATURES 0x020
+#define REG_DRIVER_FEATURES_SEL 0x024
+#define REG_QUEUE_SEL 0x030
+#define REG_QUEUE_SIZE 0x038
+#define REG_QUEUE_READY 0x044
+#define REG_QUEUE_NOTIFY 0x050
+#define REG_INTERRUPT_STATUS 0x060
+#define REG_INTERRUPT_ACK 0x064
+#define REG_STATUS 0x070
+#define REG_QUEUE_DESC 0x080
+#define REG_QUEUE_DRIVER 0x090
+#define REG_QUEUE_DEVICE 0x0a0
+#define MAGIC 0x74726976
+#define FEATURE_EVENT_IDX (1U << 29)
+#define FEATURE_VERSION_1_HIGH 1U  // bit 32
+#define DESCRIPTOR_WRITE 2
+
+struct descriptor {
+  u64 address;
+  u32 bytes;
+  u16 flags, next;
+};
+
+struct driver_ring {
+  u16 flags, index;
+  u16 heads[QUEUE_SIZE];
+  u16 used_event;
+};
+
+struct device_ring {
+  u16 flags, index;
+  struct used_element elements[QUEUE_SIZE];
+  u16 avail_event;
+};
+
+static volatile struct descriptor descriptors[QUEUE_SIZE] __attribute__((aligned(4096)));
+static volatile struct driver_ring driver_ring __attribute__((aligned(4096)));
+static volatile struct device_ring device_ring __attribute__((aligned(4096)));
+static u64 base;
+static bool use_event_idx;
+static u16 taken;
+
+static u32 get(u64 offset) {
+  return *(volatile u32*)(base + offset);
+}
+
+static void set(u64 offset, u32 value) {
+  mmio_write32(base + offset, value);
+}
+
+static void set_address(u64 offset, const volatile void* ring) {
+  set(offset, (u32)(u64)ring);
+  set(offset + 4, (u32)((u64)ring >> 32));
+}
+
+static u64 find(u32 type) {
+  for (u64 slot = 0; slot < SLOTS; ++slot) {
+    base = SLOT_BASE + slot * SLOT_BYTES;
+    if (get(REG_MAGIC) == MAGIC && get(REG_VERSION) == 2 && get(REG_DEVICE_ID) == type) return slot;
+  }
+  fatal("no virtio device of that type");
+}
+
+u64 queue_start(u32 type, bool event_idx) {
+  const u64 slot = find(type);
+  use_event_idx = event_idx;
+  set(REG_STATUS, 0);
+  set(REG_STATUS, 1);
+  set(REG_STATUS, 1 | 2);
+  set(REG_DRIVER_FEATURES_SEL, 0);
+  set(REG_DRIVER_FEATURES, event_idx ? FEATURE_EVENT_IDX : 0);
+  set(REG_DRIVER_FEATURES_SEL, 1);
+  set(REG_DRIVER_FEATURES, FEATURE_VERSION_1_HIGH);
+  set(REG_STATUS, 1 | 2 | 8);
+  if (!(get(REG_STATUS) & 8)) fatal("the device refuses the features");
+  set(REG_QUEUE_SEL, 0);
+  set(REG_QUEUE_SIZE, QUEUE_SIZE);
+  set_address(REG_QUEUE_DESC, descriptors);
+  set_address(REG_QUEUE_DRIVER, &driver_ring);
+  set_address(REG_QUEUE_DEVICE, &device_ring);
+  set(REG_QUEUE_READY, 1);
+  if (get(REG_QUEUE_READY) != 1) fatal("the device refuses the queue");
+  set(REG_STATUS, 1 | 2 | 8 | 4);
+  return slot;
+}
+
+u32 queue_last_head(void) {
+  return (u16)(driver_ring.index - 1) % QUEUE_SIZE;
+}
+
+void queue_offer(u64 address, u32 bytes) {
+  const u16 index = driver_ring.index;
+  const u16 head = index % QUEUE_SIZE;
+  descriptors[head].address = address;
+  descriptors[head].bytes = bytes;
+  descriptors[head].flags = DESCRIPTOR_WRITE;
+  driver_ring.heads[head] = head;
+  driver_ring.used_event = index;  // an interrupt for this request
+  __asm__ volatile("" ::: "memory");
+  driver_ring.index = (u16)(index + 1);
+  __asm__ volatile("lock; orl $0, (%%rsp)" ::: "memory");  // our index before its wish
+  if (use_event_idx ? device_ring.avail_event == index : !(device_ring.flags & 1)) set(REG_QUEUE_NOTIFY, 0);
+}
+
+bool queue_answered(void) {
+  return device_ring.index != taken;
+}
+
+struct used_element queue_take(void) {
+  const volatile struct used_element* const element = &device_ring.elements[taken++ % QUEUE_SIZE];
+  const struct used_element answer = {element->id, element->length};
+  return answer;
+}
+
+void queue_check_interrupt(void (*report)(const char* kind, u64 found, u64 expected)) {
+  u32 status = get(REG_INTERRUPT_STATUS);
+  for (u32 turns = 0; status == 0 && turns < 100000; ++turns) status = get(REG_INTERRUPT_STATUS);  // index first
+  if (status != 1) report("interrupt", status, 1);
+  set(REG_INTERRUPT_ACK, 1);
+  if (get(REG_INTERRUPT_STATUS) != 0) report("acknowledge", get(REG_INTERRUPT_STATUS), 0);
+}

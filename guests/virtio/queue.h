@@ -1,0 +1,22 @@
+// Queue 0 of one virtio-mmio device (virtio 1.2, sections 2.7 and 4.2), one request at a time.
+#ifndef FVMM_GUESTS_VIRTIO_QUEUE_H_
+#define FVMM_GUESTS_VIRTIO_QUEUE_H_
+
+#include "lib/cpu.h"
+
+struct used_element {
+  u32 id, length;
+};
+
+/// Finds the first device of this type, negotiates, and starts it; its slot. FATAL when there is none or it refuses.
+u64 queue_start(u32 type, bool event_idx);
+/// Makes one device-writable buffer available and notifies, if the device wants to be told.
+void queue_offer(u64 address, u32 bytes);
+bool queue_answered(void);
+struct used_element queue_take(void);
+/// The descriptor of the last request.
+u32 queue_last_head(void);
+/// InterruptStatus must show used buffers, and nothing once it is acknowledged.
+void queue_check_interrupt(void (*report)(const char* kind, u64 found, u64 expected));
+
+#endif  // FVMM_GUESTS_VIRTIO_QUEUE_H_

@@ -1,0 +1,45 @@
+#include "vmm/virtio_devices.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "devices/virtio_console.h"
+#include "devices/virtio_rng.h"
+#include "vmm/virtio_slots.h"
+
+namespace fvmm::vmm {
+
+Status check_virtio(const v1::VmConfig& config) {
+  using Kind = v1::VirtioDevice::KindCase;
+  if (static_cast<unsigned>(config.virtio_size()) > kVirtioSlotsMax) {
+    return Error(Errc::kInvalidArgument,
+                 fmt::format("{} virtio devices; a VM has at most {}", config.virtio_size(), kVirtioSlotsMax));
+  }
+  const auto count = [&](Kind kind) {
+    return std::ranges::count_if(config.virtio(), [&](const v1::VirtioDevice& d) { return d.kind_case() == kind; });
+  };
+  if (count(Kind::KIND_NOT_SET) != 0) {
+    return Error(Errc::kInvalidArgument, "a virtio device of a kind that this build does not know");
+  }
+  if (count(Kind::kRng) > 1) return Error(Errc::kInvalidArgument, "a VM has at most one virtio-rng device");
+  if (count(Kind::kConsole) > 1) return Error(Errc::kInvalidArgument, "a VM has at most one virtio console");
+  return {};
+}
+
+Result<std::unique_ptr<devices::VirtioDevice>> make_virtio(const v1::VirtioDevice& config,
+                                                           const VirtioBackends& backends) {
+  switch (config.kind_case()) {
+    case v1::VirtioDevice::kRng:
+      return std::unique_ptr<devices::VirtioDevice>(std::make_unique<devices::VirtioRng>());
+    case v1::VirtioDevice::kConsole:
+      FVMM_CHECK(backends.console != nullptr, "a console has somewhere to write");
+      return std::unique_ptr<devices::VirtioDevice>(std::make_unique<devices::VirtioConsole>(*backends.console));
+    case v1::VirtioDevice::KIND_NOT_SET:
+      break;
+  }
+  return Error(Errc::kInvalidArgument, "a virtio device of a kind that this build does not know");
+}
+
+}  // namespace fvmm::vmm
