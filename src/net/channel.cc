@@ -10,8 +10,8 @@
 #include <mutex>
 #include <optional>
 
+#include "base/ring.h"
 #include "net/iovec_cursor.h"
-#include "net/ring.h"
 #include "net/socket.h"
 
 namespace fvmm::net {

@@ -9,11 +9,11 @@
 #include "base/clock.h"
 #include "base/result.h"
 
-namespace fvmm::net {
+namespace fvmm {
 
 /// An io_uring without registered buffers, SQPOLL or SINGLE_ISSUER: a channel may be made by one thread and used by the
-/// next, and no kernel thread spins for it. Owner: one Channel. Thread: one at a time; a request belongs to the thread
-/// that submitted it and is cancelled by the kernel when that thread ends.
+/// next, and no kernel thread spins for it. Owner: one channel or disk.Thread: one at a time; a request belongs to the
+/// thread that submitted it and is cancelled by the kernel when that thread ends.
 class Ring {
  public:
   /// @param entries  submission queue size; more are never queued at once
@@ -32,6 +32,8 @@ class Ring {
   /// Submits and waits for a completion in one system call, io_uring_enter(2) with EXT_ARG. False at the deadline, and
   /// also after a signal: the caller looks at its own clock and asks again. Errors: kIo.
   Result<bool> wait(const Deadline& deadline);
+  /// Readable while completions are there: for poll(2) beside other descriptors.
+  [[nodiscard]] int fd() const { return ring_.ring_fd; }
 
   /// Calls `handle(user_data, result)` for every completion that is there; never enters the kernel.
   template <class Handle>
@@ -50,4 +52,4 @@ class Ring {
   io_uring ring_{};
 };
 
-}  // namespace fvmm::net
+}  // namespace fvmm

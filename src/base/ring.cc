@@ -1,10 +1,10 @@
-#include "net/ring.h"
+#include "base/ring.h"
 
 #include <cerrno>
 
 #include "base/check.h"
 
-namespace fvmm::net {
+namespace fvmm {
 
 Result<std::unique_ptr<Ring>> Ring::make(unsigned entries) {
   std::unique_ptr<Ring> ring(new Ring);
@@ -44,4 +44,4 @@ Result<bool> Ring::wait(const Deadline& deadline) {
   return Error(Errc::kIo, "io_uring_enter", -result);
 }
 
-}  // namespace fvmm::net
+}  // namespace fvmm

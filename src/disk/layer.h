@@ -1,0 +1,52 @@
+// One layer of a virtual disk: a sparse file with a header, a map of its clusters, and the clusters at their own
+// places.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+
+#include "base/id.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "disk/cluster_map.h"
+
+namespace fvmm::disk {
+
+inline constexpr std::uint32_t kLayerVersion = 1;
+
+/// What a layer's header says. `parent` is zero for a layer with nothing below but zeros or a raw base image.
+struct LayerInfo {
+  Id id;
+  Id parent;
+  std::uint64_t disk_bytes = 0;  // a multiple of kSectorBytes, at most kDiskBytesMax
+};
+
+/// An open layer file (docs/disk-format.md). The map on disk may be older than the map here, never newer than the data:
+/// a cluster is named kData on disk only after its data was synced. Owner: a Stack. Thread: the disk's I/O thread.
+class Layer {
+ public:
+  enum class Access { kRead, kWrite };
+
+  /// Makes an empty layer, durable with its name. kAlreadyExists, kInvalidArgument for the size, kResourceExhausted.
+  static Result<std::unique_ptr<Layer>> create(const std::filesystem::path& path, const LayerInfo& info);
+  /// kNotFound; kDataLoss for a file that is not a whole layer; kUnimplemented for a version of the future.
+  static Result<std::unique_ptr<Layer>> open(const std::filesystem::path& path, Access access);
+
+  [[nodiscard]] const LayerInfo& info() const { return info_; }
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  [[nodiscard]] int fd() const { return file_.get(); }
+  [[nodiscard]] const ClusterMap& map() const { return map_; }
+  [[nodiscard]] ClusterMap& map() { return map_; }
+  [[nodiscard]] std::uint64_t data_offset(ClusterIndex cluster) const;
+  [[nodiscard]] static std::uint64_t map_offset(std::uint64_t block);
+
+ private:
+  Layer(std::filesystem::path path, UniqueFd file, const LayerInfo& info);
+  std::filesystem::path path_;
+  UniqueFd file_;
+  LayerInfo info_;
+  ClusterMap map_;
+};
+
+}  // namespace fvmm::disk
