@@ -4,6 +4,7 @@
 #include <linux/falloc.h>
 
 #include <algorithm>
+#include <cerrno>
 
 #include "base/check.h"
 #include "disk/engine_parts.h"
@@ -105,12 +106,7 @@ void Engine::begin_write(Job& job) {
 void Engine::begin_range(Job& job) {
   const Request& request = job.request;
   const bool must = request.kind == Request::Kind::kWriteZeroes;
-  if (stack_.is_raw()) {
-    ++job.left;
-    const int mode = (must ? FALLOC_FL_ZERO_RANGE : FALLOC_FL_PUNCH_HOLE) | FALLOC_FL_KEEP_SIZE;
-    return allocate_file(mode, request.offset, request.bytes,
-                         [this, id = job.id](const Status& status) { finish_part(id, status); });
-  }
+  if (stack_.is_raw()) return begin_raw_range(job, must);
   const std::uint64_t end = request.offset + request.bytes;
   std::vector<std::unique_ptr<Piece>> pieces;
   for (std::uint64_t at = request.offset; at < end;) {
@@ -127,6 +123,39 @@ void Engine::begin_range(Job& job) {
   }
   job.left += pieces.size();
   for (auto& piece : pieces) run_piece(std::move(piece));
+}
+
+namespace {
+bool unsupported(const Status& status) {
+  return !status && (status.error().sys_errno() == EOPNOTSUPP || status.error().sys_errno() == ENODEV);
+}
+}  // namespace
+
+// What a filesystem or device cannot do is done in the next best way: a hole reads as zeros too, and written zeros do.
+void Engine::begin_raw_range(Job& job, bool must) {
+  const std::uint64_t offset = job.request.offset;
+  const std::uint64_t bytes = job.request.bytes;
+  ++job.left;
+  const auto finish = [this, id = job.id, offset, bytes](const Status& status) {
+    mark_dirty(offset, bytes);
+    finish_part(id, status);
+  };
+  const auto punch = [this, finish, must, offset, bytes] {
+    allocate_file(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes,
+                  [this, finish, must, offset, bytes](const Status& status) {
+                    if (!unsupported(status)) return finish(status);
+                    if (!must) return finish({});  // a hint not taken
+                    std::vector<iovec> zeros;
+                    for (std::uint64_t done = 0; done < bytes; done += kClusterBytes) {
+                      zeros.push_back({.iov_base = const_cast<std::byte*>(kZeros),
+                                       .iov_len = std::min(kClusterBytes, bytes - done)});
+                    }
+                    write_file(stack_.write_fd(), offset, std::move(zeros), finish);
+                  });
+  };
+  if (!must) return punch();
+  allocate_file(FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, bytes,
+                [finish, punch](const Status& status) { return unsupported(status) ? punch() : finish(status); });
 }
 
 void Engine::finish_part(std::uint64_t id, const Status& status) {

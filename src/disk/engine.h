@@ -72,6 +72,7 @@ class Engine {
   void begin_read(Job& job);
   void begin_write(Job& job);
   void begin_range(Job& job);
+  void begin_raw_range(Job& job, bool must);
   void write_piece(std::unique_ptr<Piece> piece);
   void range_piece(const Piece& piece);
   void finish_part(std::uint64_t job, const Status& status);

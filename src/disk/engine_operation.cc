@@ -75,11 +75,13 @@ void Engine::pump() {
 }
 
 void Engine::issue(Operation& operation) {
+  const auto parts =
+      std::span(operation.parts).first(std::min(operation.parts.size(), kRequestPartsMax));  // the rest comes after
   switch (operation.kind) {
     case Operation::Kind::kRead:
-      return io_->read(operation.fd, operation.parts, operation.offset, operation.id);
+      return io_->read(operation.fd, parts, operation.offset, operation.id);
     case Operation::Kind::kWrite:
-      return io_->write(operation.fd, operation.parts, operation.offset, operation.id);
+      return io_->write(operation.fd, parts, operation.offset, operation.id);
     case Operation::Kind::kSync:
       return io_->sync(operation.fd, operation.id);
     case Operation::Kind::kAllocate:
@@ -91,7 +93,9 @@ void Engine::ended(std::uint64_t token, int result) {
   const auto found = operations_.find(token);
   FVMM_CHECK(found != operations_.end(), "an operation that was never begun has ended");
   Operation& operation = *found->second;
-  if (result == -EINTR || result == -EAGAIN) return issue(operation);
+  // Cancelled: the thread that submitted it has ended (a pause that ran into its deadline); nothing of it is lost by
+  // doing it again.
+  if (result == -EINTR || result == -EAGAIN || result == -ECANCELED) return issue(operation);
   const bool moves = operation.kind == Operation::Kind::kRead || operation.kind == Operation::Kind::kWrite;
   Status status;
   if (result < 0) {

@@ -2,12 +2,16 @@
 // fuzz test take their devices from this list.
 #pragma once
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "devices/virtio_abi.h"
+#include "devices/virtio_blk.h"
 #include "devices/virtio_console.h"
 #include "devices/virtio_rng.h"
 #include "support/fake_devices.h"
@@ -21,7 +25,19 @@ struct VirtioKind {
   std::function<std::unique_ptr<devices::VirtioDevice>(devices::OutputSink&)> make;
   unsigned queue;              // takes a request of one buffer, at once and always
   std::uint16_t buffer_flags;  // device-writable or not
+  bool threaded = false;       // serves on a thread of its own: two of them differ in timing
 };
+
+/// A raw disk of zeros that nobody else sees.
+inline std::unique_ptr<devices::VirtioBlk> blk_over_memory(std::uint64_t bytes) {
+  static devices::OutputGate open_gate;
+  disk::RawImage image{.file = UniqueFd(::memfd_create("disk", MFD_CLOEXEC)), .bytes = bytes};
+  FVMM_CHECK(::ftruncate(image.file.get(), static_cast<off_t>(bytes)) == 0, "a memfd of a test");
+  return std::make_unique<devices::VirtioBlk>(devices::VirtioBlkSetup{.stack = disk::Stack::raw(std::move(image), true),
+                                                                      .io = disk::make_ring_io().value(),
+                                                                      .gate = open_gate,
+                                                                      .id = "fvmm-test"});
+}
 
 inline const std::vector<VirtioKind>& virtio_kinds() {
   static const std::vector<VirtioKind> all{
@@ -33,10 +49,16 @@ inline const std::vector<VirtioKind>& virtio_kinds() {
        .make = [](devices::OutputSink& sink) { return std::make_unique<devices::VirtioConsole>(sink); },
        .queue = 1,
        .buffer_flags = 0},
+      {.name = "blk",
+       .make = [](devices::OutputSink&) { return blk_over_memory(kMiB); },
+       .queue = 0,
+       .buffer_flags = 0,  // without room for a status: answered with nothing
+       .threaded = true},
       {.name = "threaded",
        .make = [](devices::OutputSink&) { return std::make_unique<ThreadedDevice>(); },
        .queue = 0,
-       .buffer_flags = devices::virtio::kDescriptorWrite},
+       .buffer_flags = devices::virtio::kDescriptorWrite,
+       .threaded = true},
   };
   return all;
 }

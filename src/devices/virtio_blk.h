@@ -1,0 +1,105 @@
+// virtio-blk (virtio 1.2, section 5.2): a disk::Engine behind one queue, served by a thread of its own.
+//
+//   vCPU ─ doorbell (eventfd) ─► I/O thread: pop ─► Engine ─► io_uring ─► files
+//                                            push ◄─ ended ◄┘   interrupt once a batch
+//
+// The lock is held by whoever has queue and engine: the thread while it works, or the caller of quiesce() and reset().
+#pragma once
+
+#include <array>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "devices/output_gate.h"
+#include "devices/virtio_device.h"
+#include "disk/engine.h"
+
+namespace fvmm::devices {
+
+inline constexpr std::uint16_t kBlkQueueSize = 256;
+inline constexpr std::uint32_t kBlkSegmentsMax = 254;                  // data buffers of one request
+inline constexpr std::uint32_t kBlkRangeSectorsMax = 2 * 1024 * 1024;  // of one discard or write-zeroes: 1 GiB
+inline constexpr std::uint32_t kBlkStateVersion = 1;
+inline constexpr unsigned kBlkFailuresLoggedMax = 64;  // requests that a guest can put into our log, per disk
+inline constexpr std::size_t kBlkIdBytes = 20;         // VIRTIO_BLK_T_GET_ID
+
+struct VirtioBlkSetup {
+  disk::Stack stack;
+  std::unique_ptr<disk::FileIo> io;
+  OutputGate& gate;  // writes to a raw image leave the VM; layers are its own state
+  std::string id;    // what the guest reads as serial number; cut to kBlkIdBytes
+};
+
+class VirtioBlk final : public VirtioDevice {
+ public:
+  explicit VirtioBlk(VirtioBlkSetup setup);
+  ~VirtioBlk() override;
+  VirtioBlk(const VirtioBlk&) = delete;
+  VirtioBlk& operator=(const VirtioBlk&) = delete;
+  VirtioBlk(VirtioBlk&&) = delete;
+  VirtioBlk& operator=(VirtioBlk&&) = delete;
+
+  [[nodiscard]] std::uint32_t type() const override;
+  [[nodiscard]] std::uint64_t features() const override;
+  [[nodiscard]] std::span<const std::uint16_t> queue_sizes() const override;
+  [[nodiscard]] std::size_t config_bytes() const override;
+  void read_config(std::uint64_t offset, std::span<std::byte> out) override;
+  void activate(const Driver& driver) override;
+  void notify(unsigned queue) override;
+  void reset() override;
+  /// kDeadlineExceeded also while the gate holds writes: they end only with their epoch.
+  Status quiesce(const Deadline& deadline) override;
+  void resume() override;
+  [[nodiscard]] DeviceState save() const override;
+  Status load(const DeviceState& state) override;
+  [[nodiscard]] int doorbell(unsigned queue) const override;
+
+  [[nodiscard]] disk::EngineCounters counters() const;
+
+ private:
+  /// A chain taken and not yet answered.
+  struct Pending {
+    Chain chain;
+    std::uint64_t filled = 0;  // bytes of the writable part that a success has filled before the status
+  };
+  enum class Answer : std::uint8_t { kOk = 0, kFailed = 1, kUnsupported = 2 };  // section 5.2.6, status
+
+  void run();
+  void work();                                   // mutex_ held
+  void serve(Virtqueue& queue);                  // mutex_ held
+  void begin(std::unique_ptr<Pending> pending);  // mutex_ held
+  void start(disk::Request request);             // mutex_ held
+  void take_cleared();                           // mutex_ held
+  void ended(std::uint64_t token, const Status& status);
+  void answer(const Pending& pending, Answer answer);
+  bool drain(const Deadline& deadline);  // mutex_ held
+  void wake() const;
+
+  const std::array<std::byte, 60> config_;
+  const bool raw_;
+  const bool writable_;
+  const std::string id_;
+  OutputGate& gate_;
+  UniqueFd doorbell_;
+
+  mutable std::timed_mutex mutex_;  // queue, engine and all below, down to quiet_
+  std::unique_ptr<disk::Engine> engine_;
+  Driver driver_;
+  std::unordered_map<std::uint64_t, std::unique_ptr<Pending>> pending_;  // by token
+  std::uint64_t next_token_ = 1;
+  unsigned failures_logged_ = 0;
+  bool quiet_ = true;
+  bool stopping_ = false;
+
+  std::mutex cleared_mutex_;            // innermost but for the gate's
+  std::vector<disk::Request> cleared_;  // cleared_mutex_; the gate has let them through
+
+  std::thread thread_;
+};
+
+}  // namespace fvmm::devices
