@@ -17,8 +17,8 @@
 
 namespace fvmm::test {
 
-inline constexpr std::chrono::seconds kLinuxBootWait{90};
-inline constexpr std::chrono::seconds kLinuxBeatWait{60};
+inline constexpr std::chrono::seconds kLinuxBootWait{240};
+inline constexpr std::chrono::seconds kLinuxBeatWait{120};
 inline constexpr unsigned kLinuxPages = 256;  // that each thread of init dirties
 
 /// Path of the kernel "up" or "smp"; nothing when there is none (tools/build-linux says what to do, in `why`).

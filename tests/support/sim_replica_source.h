@@ -51,10 +51,12 @@ inline void SimReplicaWorld::start_replication() {
     note_sealed(epoch, step == "sealed");
     return {};
   };
-  options.on_fenced = [this](migration::Guest& guest) {
+  options.on_fenced = [this, epoch]() -> Status {
+    if (epoch != host(1).epoch || !source_lives_) return {};  // a dead worker's thread: nothing runs there
     trace(1, "hears FENCED, and stands still");
-    FVMM_CHECK(guest.machine->pause().ok(), "it can pause");
+    FVMM_TRY(guest_->machine->fence("recovered at peer:7000"));
     source_fenced_ = true;
+    return {};
   };
   // Its threads belong to the worker.
   sim_self->host = 1;

@@ -15,6 +15,8 @@ class Witness final : public migration::Machine {
   [[nodiscard]] bool paused() const override { return of_.paused(); }
   Status pause() override { return of_.pause(); }
   Status resume() override { return of_.resume(); }
+  Status fence(const std::string& why) override { return of_.fence(why); }
+  [[nodiscard]] Status fenced() const override { return of_.fenced(); }
   void throttle(unsigned percent) override { of_.throttle(percent); }
   Status load_state(const v1::MachineState& state) override { return of_.load_state(state); }
   [[nodiscard]] v1::CpuIdentity cpu() const override { return of_.cpu(); }
