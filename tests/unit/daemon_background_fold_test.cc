@@ -66,7 +66,10 @@ class BackgroundFoldTest : public ::testing::Test {
   }
   void start(FoldTimes times = kAtOnce) { folds_ = std::move(*BackgroundFold::start(store_, times)); }
   bool folded(const std::string& name) {
-    return soon([&] { return !store_.find(name)->is_delta() && folds_->state(name).empty(); });
+    return soon([&] {
+      const auto found = store_.find(name);  // it may not be there yet
+      return found && !found->is_delta() && folds_->state(name).empty();
+    });
   }
   static std::vector<std::byte> after(const Writes& writes) {
     std::vector<std::byte> memory = test_memory(1);
