@@ -10,6 +10,9 @@
 namespace fvmm::vmm {
 namespace {
 
+/// In every vmlinux (init/version-timestamp.c). Other ELF programs would be entered in a state they do not expect.
+constexpr std::string_view kLinuxBanner = "Linux version ";
+
 constexpr std::uint64_t kStartInfoAddress = 0x6000;
 constexpr std::uint64_t kModuleListAddress = 0x6100;
 constexpr std::uint64_t kMemoryMapAddress = 0x7000;
@@ -128,6 +131,14 @@ Result<BootEntry> load_kernel(memory::GuestMemory& memory, const BootRequest& re
   }
   const ElfKernel kernel = FVMM_TRY(load_elf(memory, file, request.kernel));
   if (kernel.pvh_entry) return finish_pvh(memory, request, kernel);
+  if (content.find(kLinuxBanner) == std::string::npos) {
+    return Error(
+        Errc::kInvalidArgument,
+        fmt::format(
+            "kernel {}: an ELF file without a PVH note (XEN_ELFNOTE_PHYS32_ENTRY), and no Linux kernel, which could "
+            "be entered without one; build it with CONFIG_PVH=y, or add the note",
+            request.kernel));
+  }
   return finish_linux64(memory, request, kernel, {}, memory.layout().slot(0).bytes);
 }
 

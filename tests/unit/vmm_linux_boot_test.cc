@@ -16,8 +16,9 @@ constexpr std::uint64_t kRam = 16 * kMiB;
 constexpr std::uint32_t kHdrs = 0x53726448;
 
 /// A kernel without a PVH note, entered at the ELF header's address.
-std::string vmlinux(const std::string& code = "startup_64", std::uint64_t entry = 0x200000) {
-  test::ElfImage image{.segments = {{.address = 0x200000, .data = code, .memory_bytes = 0}}, .notes = ""};
+std::string vmlinux(const std::string& code = "startup_64", std::uint64_t entry = 0x200000,
+                    const std::string& banner = "Linux version 6.1") {
+  test::ElfImage image{.segments = {{.address = 0x200000, .data = code + banner, .memory_bytes = 0}}, .notes = ""};
   std::string file = image.build();
   test::patch<std::uint64_t>(file, offsetof(Elf64_Ehdr, e_entry), entry);
   return file;
@@ -61,6 +62,11 @@ class LinuxBoot : public ::testing::Test {
   testing::TempDir directory_;
   std::unique_ptr<memory::GuestMemory> memory_;
 };
+
+TEST_F(LinuxBoot, AnElfFileWithoutNoteThatIsNoLinuxIsRefusedWithTheFix) {
+  const std::string why = refusal(vmlinux("startup_64", 0x200000, "another system"));
+  EXPECT_NE(why.find("CONFIG_PVH"), std::string::npos) << why;
+}
 
 TEST_F(LinuxBoot, VmlinuxWithoutPvhNoteIsEnteredAtItsHeadersAddress) {
   const auto entry = load(vmlinux(), "quiet");
