@@ -81,12 +81,13 @@ TEST_F(DaemonTracking, AReplicatedScanningVmIsRecoveredWhole) {
   ASSERT_TRUE(a_->next_heartbeat("web"));
   ASSERT_EQ(a_->ctl({"replicate", "start", "web", "--to", b_->listen(), "--interval", "100ms"}).code, 0);
   ASSERT_TRUE(wait_until([&] { return a_->ctl({"replicate", "status", "web"}).number("generation_sealed") >= 3; }));
-  ASSERT_EQ(a_->ctl({"replicate", "stop", "web"}).code, 0);
-  ASSERT_EQ(a_->ctl({"vm", "stop", "web"}).code, 0);
+  a_->kill_daemon();
+  for (const pid_t worker : a_->workers()) ::kill(worker, SIGKILL);
   const Ctl recovered = b_->ctl({"replicate", "recover", "web", "--source-is-dead"});
   ASSERT_EQ(recovered.code, 0) << recovered;
   EXPECT_EQ(tracking(*b_, "web"), "scan");
   EXPECT_TRUE(b_->verified_after_now("web"));
+  a_->start();
 }
 
 TEST_F(DaemonTracking, WithoutAWordItLogsAndSaysSo) {
