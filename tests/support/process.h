@@ -92,7 +92,10 @@ inline std::vector<pid_t> processes_with(const std::string& text) {
   for (std::filesystem::directory_iterator it("/proc", error), end; !error && it != end; it.increment(error)) {
     const std::string name = it->path().filename().string();
     if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-    if (read_text(it->path() / "cmdline").find(text) == std::string::npos) continue;
+    std::ifstream in(it->path() / "cmdline");
+    std::string words;
+    std::getline(in, words);  // of a process that has just ended it reads nothing, and does not throw
+    if (words.find(text) == std::string::npos) continue;
     const pid_t pid = std::stoi(name);
     if (pid != ::getpid()) found.push_back(pid);
   }
