@@ -21,6 +21,17 @@ from lab import GUEST, Ballast, free_port, heartbeats, wait_for  # noqa: E402
 IDLE = "seed=5 ws=0 rate=0 cpu=0 beat=500"
 
 
+def connected(path):
+    """A connection to the socket; None while nobody listens there."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(path)
+        return connection
+    except OSError:
+        connection.close()
+        return None
+
+
 class Qemu:
     """One qemu-system-x86_64 with a QMP socket."""
 
@@ -31,9 +42,7 @@ class Qemu:
             ["qemu-system-x86_64", "-accel", "kvm", "-M", "microvm", "-cpu", "qemu64,-cx16", "-m", str(mib), "-nodefaults",
              "-no-user-config", "-display", "none", "-serial", "file:" + self.serial, "-qmp", f"unix:{path},server=on,wait=off",
              "-kernel", GUEST, "-append", cmdline, *options])
-        wait_for("QEMU's QMP socket", lambda: os.path.exists(path))
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(path)
+        self.socket = wait_for("QEMU's QMP socket", lambda: connected(path))
         self.stream = self.socket.makefile("r")
         self.stream.readline()  # greeting
         self.do("qmp_capabilities")
