@@ -137,7 +137,7 @@ class VirtioDriver {
   void set_available(unsigned queue, std::uint16_t index) {
     Queue& q = queues_.at(queue);
     q.available = index;
-    put(q.rings.driver + 2, index);
+    EXPECT_TRUE(memory_.store_u16(q.rings.driver + 2, index));  // with release: what it names is there
   }
   void notify(unsigned queue) { write(devices::virtio::kQueueNotify, queue); }
   /// One buffer as a whole chain, in descriptor `index`; offered and notified.
@@ -154,7 +154,8 @@ class VirtioDriver {
     return Used{.head = get<std::uint32_t>(at), .bytes = get<std::uint32_t>(at + 4)};
   }
   [[nodiscard]] std::uint16_t used_index(unsigned queue) const {
-    return get<std::uint16_t>(queues_.at(queue).rings.device + 2);
+    return memory_.load_u16(queues_.at(queue).rings.device + 2)
+        .value();  // with acquire, as a driver's barrier gives it
   }
   /// "Interrupt me when the index passes this", and what the device asks of us.
   void set_used_event(unsigned queue, std::uint16_t index) {
