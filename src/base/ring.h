@@ -12,7 +12,7 @@
 namespace fvmm {
 
 /// An io_uring without registered buffers, SQPOLL or SINGLE_ISSUER: a channel may be made by one thread and used by the
-/// next, and no kernel thread spins for it. Owner: one channel or disk.Thread: one at a time; a request belongs to the
+/// next, and no kernel thread spins for it. Owner: one channel or disk. Thread: one at a time; a request belongs to the
 /// thread that submitted it and is cancelled by the kernel when that thread ends.
 class Ring {
  public:

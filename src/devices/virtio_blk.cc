@@ -34,9 +34,9 @@ void put(std::array<std::byte, 60>& config, std::size_t offset, T value) {
 }
 
 // Section 5.2.4: struct virtio_blk_config.
-std::array<std::byte, 60> config_of(std::uint64_t bytes) {
+std::array<std::byte, 60> config_of(std::uint64_t sectors) {
   std::array<std::byte, 60> config{};
-  put(config, 0, bytes / disk::kSectorBytes);
+  put(config, 0, sectors);
   put(config, 12, kBlkSegmentsMax);
   put(config, 20, static_cast<std::uint32_t>(disk::kSectorBytes));
   put(config, 36, kBlkRangeSectorsMax);
@@ -51,7 +51,8 @@ std::array<std::byte, 60> config_of(std::uint64_t bytes) {
 }  // namespace
 
 VirtioBlk::VirtioBlk(VirtioBlkSetup setup)
-    : config_(config_of(setup.stack.bytes())),
+    : sectors_(setup.stack.bytes() / disk::kSectorBytes),
+      config_(config_of(sectors_)),
       raw_(setup.stack.is_raw()),
       writable_(setup.stack.writable()),
       id_(std::move(setup.id)),
@@ -140,9 +141,7 @@ void VirtioBlk::resume() {
 
 DeviceState VirtioBlk::save() const {
   StateWriter writer;
-  std::uint64_t sectors = 0;
-  std::memcpy(&sectors, config_.data(), sizeof sectors);
-  writer.put(sectors);
+  writer.put(sectors_);
   return {.version = kBlkStateVersion, .bytes = writer.take()};
 }
 
@@ -153,11 +152,9 @@ Status VirtioBlk::load(const DeviceState& state) {
     return Error(Errc::kInvalidArgument, fmt::format("virtio-blk state: version {} of {} bytes, want version 1 of 8",
                                                      state.version, state.bytes.size()));
   }
-  std::uint64_t ours = 0;
-  std::memcpy(&ours, config_.data(), sizeof ours);
-  if (sectors == ours) return {};
+  if (sectors == sectors_) return {};
   return Error(Errc::kFailedPrecondition,
-               fmt::format("the guest's disk has {} sectors, the one here {}", sectors, ours));
+               fmt::format("the guest's disk has {} sectors, the one here {}", sectors, sectors_));
 }
 
 disk::EngineCounters VirtioBlk::counters() const {

@@ -80,6 +80,7 @@ class VirtioBlk final : public VirtioDevice {
   bool drain(const Deadline& deadline);  // mutex_ held
   void wake() const;
 
+  const std::uint64_t sectors_;
   const std::array<std::byte, 60> config_;
   const bool raw_;
   const bool writable_;

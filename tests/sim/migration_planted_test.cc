@@ -4,17 +4,11 @@
 
 #include <string>
 
+#include "support/sim_planted.h"
 #include "support/sim_run.h"
 
 namespace fvmm::testing {
 namespace {
-
-constexpr std::uint64_t kSeedsToFindIn = 1'000;
-
-struct PlantCase {
-  const char* name;
-  SimPlant plant;
-};
 
 class PlantedFault : public ::testing::TestWithParam<PlantCase> {};
 INSTANTIATE_TEST_SUITE_P(Each, PlantedFault,
@@ -28,22 +22,7 @@ INSTANTIATE_TEST_SUITE_P(Each, PlantedFault,
 
 TEST_P(PlantedFault, IsFound) {
   sim_stay_on_one_cpu();
-  int found = 0;
-  std::uint64_t first = 0;
-  for (std::uint64_t seed = 1; seed <= kSeedsToFindIn; ++seed) {
-    const SimOutcome outcome = sim_play(seed, GetParam().plant);
-    if (outcome.violation.empty()) continue;
-    if (++found == 1) {
-      first = seed;
-      std::printf("%s: first found by seed %llu: %s\n", GetParam().name, static_cast<unsigned long long>(seed),
-                  outcome.violation.c_str());
-    }
-    if (found == 3) break;  // not by chance
-  }
-  EXPECT_GE(found, 3) << "of " << kSeedsToFindIn << " seeds";
-  if (first != 0) {
-    EXPECT_EQ(sim_play(first).violation, "") << "it is the fault that was found, not the seed";
-  }
+  expect_found(GetParam(), [](std::uint64_t seed, SimPlant plant) { return sim_play(seed, plant); });
 }
 
 }  // namespace
