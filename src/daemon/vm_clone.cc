@@ -10,7 +10,6 @@
 #include "daemon/spawner.h"
 #include "daemon/template_service.h"
 #include "daemon/vm_service.h"
-#include "memory/tracking.h"
 
 namespace fvmm::daemon {
 
@@ -28,8 +27,7 @@ Result<std::vector<v1::VmRecord>> VmService::clone_records(const v1::CloneReques
     record.mutable_config()->set_id(Id::random().raw());
     record.mutable_config()->set_name(count == 1 ? request.name() : fmt::format("{}-{}", request.name(), i));
     if (!request.tracking().empty()) record.mutable_config()->set_tracking(request.tracking());
-    if (record.config().tracking().empty())
-      record.mutable_config()->set_tracking(std::string(to_string(memory::kDefaultTracking)));
+    write_down_tracking(*record.mutable_config());
     FVMM_TRY(check_config(record.config()));
     record.set_state(v1::VM_CREATED);
     record.set_fencing_token(1);

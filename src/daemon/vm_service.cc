@@ -51,14 +51,16 @@ Result<std::shared_ptr<WorkerProcess>> running_worker(const VmView& vm) {
 
 }  // namespace
 
+void write_down_tracking(v1::VmConfig& config) {
+  if (config.tracking().empty()) config.set_tracking(std::string(to_string(memory::kDefaultTracking)));
+}
+
 Result<v1::VmInfo> VmService::create(const v1::CreateVmRequest& request, const Deadline& deadline) {
   const SteadyTime accepted = std::chrono::steady_clock::now();
   v1::VmRecord record;
   *record.mutable_config() = request.config();
   record.mutable_config()->set_id(Id::random().raw());
-  // Written down: it goes with the VM to hosts whose default is another.
-  if (record.config().tracking().empty())
-    record.mutable_config()->set_tracking(std::string(to_string(memory::kDefaultTracking)));
+  write_down_tracking(*record.mutable_config());
   record.set_state(v1::VM_CREATED);
   record.set_fencing_token(1);
   FVMM_TRY(check_config(record.config()));

@@ -19,6 +19,10 @@ namespace fvmm::daemon {
 inline constexpr unsigned kClonesMax = 256;      // of one command
 inline constexpr unsigned kStartThreadsMax = 8;  // clones started at once
 
+/// How its writes are tracked, if the config leaves that to the host: it goes with the VM to hosts whose default is
+/// another.
+void write_down_tracking(v1::VmConfig& config);
+
 /// Owner: the daemon. Thread: any; the VM's Claim keeps commands on one VM apart.
 class VmService {
  public:
