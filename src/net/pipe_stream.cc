@@ -194,6 +194,12 @@ void PipeStream::cancel() {
   link_->changed.notify_all();
 }
 
+// As Channel: bytes that are still to be received do not hide the end behind them.
+bool PipeStream::closed_by_peer() const {
+  const std::lock_guard lock(link_->mutex);
+  return link_->cut || link_->closed[1 - end_];
+}
+
 void PipeStream::cut() {
   const std::lock_guard lock(link_->mutex);
   link_->cut = true;

@@ -53,6 +53,7 @@ class PipeStream final : public Stream {
   Status receive(std::span<const iovec> parts, const Deadline& deadline) override;
   using Stream::receive;
   void cancel() override;
+  [[nodiscard]] bool closed_by_peer() const override;
 
   /// Cuts the connection now, as the script would.
   void cut();

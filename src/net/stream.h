@@ -32,7 +32,7 @@ class Stream {
   /// Fills every part completely. kUnavailable "closed by peer" at end of stream, kDeadlineExceeded, kCancelled.
   virtual Status receive(std::span<const iovec> parts, const Deadline& deadline) = 0;
   /// Whether the peer has closed its side; bytes it sent before may still be waiting. Never waits.
-  [[nodiscard]] virtual bool closed_by_peer() const { return false; }
+  [[nodiscard]] virtual bool closed_by_peer() const = 0;
   /// Makes the owner's current and later calls end with kCancelled. Thread: any.
   virtual void cancel() = 0;
 

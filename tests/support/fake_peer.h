@@ -43,6 +43,7 @@ class TappedStream final : public net::Stream {
   Status receive(std::span<const iovec> parts, const Deadline& deadline) override {
     return inner_->receive(parts, deadline);
   }
+  [[nodiscard]] bool closed_by_peer() const override { return inner_->closed_by_peer(); }
   void cancel() override { inner_->cancel(); }
 
  private:

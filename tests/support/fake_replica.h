@@ -41,7 +41,7 @@ class ReplicaPeer {
   /// Cuts the newest link, while the replication lives.
   void cut() {
     const std::lock_guard lock(mutex_);
-    if (newest_ != nullptr) newest_->cancel();
+    if (newest_ != nullptr) newest_->cut();
   }
   void join() {
     for (std::thread& thread : threads_) thread.join();
@@ -71,8 +71,8 @@ class ReplicaPeer {
 
   memory::TemplateStore store_;
   std::mutex mutex_;
-  unsigned connections_ = 0;       // mutex_
-  net::Stream* newest_ = nullptr;  // mutex_; the replication's end
+  unsigned connections_ = 0;           // mutex_
+  net::PipeStream* newest_ = nullptr;  // mutex_; the replication's end
   std::list<std::thread> threads_;
   std::mutex serving_;
 };

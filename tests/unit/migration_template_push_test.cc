@@ -43,6 +43,7 @@ class TamperedStream final : public net::Stream {
     }
     return {};
   }
+  [[nodiscard]] bool closed_by_peer() const override { return inner_->closed_by_peer(); }
   void cancel() override { inner_->cancel(); }
 
  private:

@@ -106,6 +106,13 @@ TEST(PipeStream, CutNowEndsAWaitingReceive) {
   a->cut();
 }
 
+TEST(PipeStream, BothEndsLearnOfACutWithoutACall) {
+  auto [a, b] = PipeStream::make();
+  EXPECT_FALSE(a->closed_by_peer() || b->closed_by_peer());
+  a->cut();
+  EXPECT_TRUE(a->closed_by_peer() && b->closed_by_peer());
+}
+
 TEST(PipeStream, AStallWithholdsBytesUntilItEnds) {
   auto [a, b] = PipeStream::make({.stall_after_bytes = 3});
   const auto out = counted(5);
@@ -153,7 +160,9 @@ TEST(PipeStream, ADestroyedEndReadsAsClosedByPeer) {
   auto [a, b] = PipeStream::make();
   const auto out = counted(2);
   ASSERT_TRUE(a->send(std::span(out), soon()).ok());
+  EXPECT_FALSE(b->closed_by_peer());
   a.reset();
+  EXPECT_TRUE(b->closed_by_peer()) << "although bytes are still to be received";
   std::array<std::byte, 4> in{};
   const auto closed = b->receive(std::span(in), soon());
   ASSERT_FALSE(closed.ok());
