@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/deadline_mutex.h"
 #include "base/unique_fd.h"
 #include "devices/output_gate.h"
 #include "devices/virtio_device.h"
@@ -88,7 +89,7 @@ class VirtioBlk final : public VirtioDevice {
   OutputGate& gate_;
   UniqueFd doorbell_;
 
-  mutable std::timed_mutex mutex_;  // queue, engine and all below, down to quiet_
+  mutable DeadlineMutex mutex_;  // queue, engine and all below, down to quiet_
   std::unique_ptr<disk::Engine> engine_;
   Driver driver_;
   std::unordered_map<std::uint64_t, std::unique_ptr<Pending>> pending_;  // by token

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include "base/deadline_mutex.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "memory/open_template.h"
@@ -51,7 +52,7 @@ class ResidentDirectory {
   explicit ResidentDirectory(std::filesystem::path path) : path_(std::move(path)) {}
   Status take();  // opens and locks it
   const std::filesystem::path path_;
-  std::timed_mutex loading_;
+  DeadlineMutex loading_;
   UniqueFd lock_;  // loading_; empty until the directory exists
 };
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/deadline_mutex.h"
 #include "base/unique_fd.h"
 #include "devices/virtio_device.h"
 
@@ -73,7 +74,7 @@ class ThreadedDevice final : public devices::VirtioDevice {
   [[nodiscard]] int doorbell(unsigned) const override { return event_.get(); }
 
   /// Holds the thread where it is, in the middle of its work as far as anybody can tell.
-  [[nodiscard]] std::unique_lock<std::timed_mutex> busy() { return std::unique_lock(mutex_); }
+  [[nodiscard]] std::unique_lock<DeadlineMutex> busy() { return std::unique_lock(mutex_); }
   int notified = 0;  // calls of notify(), so: notifications that were exits
 
  private:
@@ -101,11 +102,11 @@ class ThreadedDevice final : public devices::VirtioDevice {
   }
 
   UniqueFd event_;
-  std::timed_mutex mutex_;  // the thread holds it while it has the queues
-  Driver driver_;           // mutex_
-  bool quiet_ = true;       // mutex_
-  bool stopping_ = false;   // mutex_
-  devices::Chain chain_;    // thread
+  DeadlineMutex mutex_;    // the thread holds it while it has the queues
+  Driver driver_;          // mutex_
+  bool quiet_ = true;      // mutex_
+  bool stopping_ = false;  // mutex_
+  devices::Chain chain_;   // thread
   std::thread thread_;
 };
 
