@@ -44,37 +44,45 @@ class StopSignal {
   std::set<Guard*> guards_;  // mutex_
 };
 
-/// The Worker service of worker.proto, seen from fvmmd.
+/// The Worker service of worker.proto, seen from fvmmd. WorkerProcess::client() makes one; a simulated process has its
+/// own.
 class WorkerClient {
  public:
   explicit WorkerClient(std::filesystem::path socket) : socket_(std::move(socket)) {}
+  virtual ~WorkerClient() = default;
+  WorkerClient(const WorkerClient&) = delete;
+  WorkerClient& operator=(const WorkerClient&) = delete;
+  WorkerClient(WorkerClient&&) = delete;
+  WorkerClient& operator=(WorkerClient&&) = delete;
 
-  Result<v1::WorkerInfo> boot(const v1::WorkerBootRequest& request, const Deadline& deadline) const;
-  Result<v1::WorkerInfo> clone(const v1::WorkerCloneRequest& request, const Deadline& deadline) const;
-  Result<v1::WorkerInfo> resume(const Deadline& deadline) const;
-  Result<v1::WorkerInfo> pause(const Deadline& deadline) const;
-  Status stop(const Deadline& deadline) const;
-  Result<v1::WorkerInfo> info(const Deadline& deadline) const;
-  Result<v1::TemplateInfo> create_template(const v1::WorkerTemplateRequest& request, const Deadline& deadline) const;
-  Status cancel_migration(const Deadline& deadline) const;
-  Status add_connection(const v1::WorkerAddConnectionRequest& request, int connection, const Deadline& deadline) const;
-  Result<v1::WorkerInfo> settle(bool resume, const Deadline& deadline) const;
-  Result<v1::SessionAnswer> ask_session(const v1::SessionQuery& query, const Deadline& deadline) const;
-  Result<v1::ReplicaStatus> start_replication(const v1::WorkerReplicateRequest& request,
-                                              const Deadline& deadline) const;
-  Result<v1::ReplicaStatus> stop_replication(const Deadline& deadline) const;
-  Status fence(const std::string& peer, const Deadline& deadline) const;
-  Result<v1::ReplicaStatus> replication_status(const Deadline& deadline) const;
-  Result<v1::TemplateInfo> seal_way_back(const v1::WorkerSealRequest& request, const Deadline& deadline) const;
-  Status poke(const v1::PokeRequest& request, const Deadline& deadline) const;
+  virtual Result<v1::WorkerInfo> boot(const v1::WorkerBootRequest& request, const Deadline& deadline) const;
+  virtual Result<v1::WorkerInfo> clone(const v1::WorkerCloneRequest& request, const Deadline& deadline) const;
+  virtual Result<v1::WorkerInfo> resume(const Deadline& deadline) const;
+  virtual Result<v1::WorkerInfo> pause(const Deadline& deadline) const;
+  virtual Status stop(const Deadline& deadline) const;
+  virtual Result<v1::WorkerInfo> info(const Deadline& deadline) const;
+  virtual Result<v1::TemplateInfo> create_template(const v1::WorkerTemplateRequest& request,
+                                                   const Deadline& deadline) const;
+  virtual Status cancel_migration(const Deadline& deadline) const;
+  virtual Status add_connection(const v1::WorkerAddConnectionRequest& request, int connection,
+                                const Deadline& deadline) const;
+  virtual Result<v1::WorkerInfo> settle(bool resume, const Deadline& deadline) const;
+  virtual Result<v1::SessionAnswer> ask_session(const v1::SessionQuery& query, const Deadline& deadline) const;
+  virtual Result<v1::ReplicaStatus> start_replication(const v1::WorkerReplicateRequest& request,
+                                                      const Deadline& deadline) const;
+  virtual Result<v1::ReplicaStatus> stop_replication(const Deadline& deadline) const;
+  virtual Status fence(const std::string& peer, const Deadline& deadline) const;
+  virtual Result<v1::ReplicaStatus> replication_status(const Deadline& deadline) const;
+  virtual Result<v1::TemplateInfo> seal_way_back(const v1::WorkerSealRequest& request, const Deadline& deadline) const;
+  virtual Status poke(const v1::PokeRequest& request, const Deadline& deadline) const;
 
   /// Streams. The callback returns false to leave; the signal ends them with kCancelled.
-  Status watch(StopSignal& stop, const Deadline& deadline,
-               const std::function<bool(const v1::WorkerInfo&)>& event) const;
-  Status migrate(const v1::WorkerMigrateRequest& request, StopSignal& stop, const Deadline& deadline,
-                 const std::function<bool(const v1::MigrateEvent&)>& event) const;
-  Status receive(const v1::WorkerReceiveRequest& request, int connection, StopSignal& stop, const Deadline& deadline,
-                 const std::function<bool(const v1::WorkerInfo&)>& event) const;
+  virtual Status watch(StopSignal& stop, const Deadline& deadline,
+                       const std::function<bool(const v1::WorkerInfo&)>& event) const;
+  virtual Status migrate(const v1::WorkerMigrateRequest& request, StopSignal& stop, const Deadline& deadline,
+                         const std::function<bool(const v1::MigrateEvent&)>& event) const;
+  virtual Status receive(const v1::WorkerReceiveRequest& request, int connection, StopSignal& stop,
+                         const Deadline& deadline, const std::function<bool(const v1::WorkerInfo&)>& event) const;
 
  private:
   template <class Response, class Request>

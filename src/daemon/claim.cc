@@ -14,7 +14,7 @@ namespace fvmm::daemon {
 
 namespace {
 
-constexpr std::chrono::seconds kDepartureWait{5};  // for a worker's word about its own departure
+constexpr std::chrono::seconds kOwnWordWait{5};  // for a worker's word about its own hand-over
 
 }  // namespace
 
@@ -91,18 +91,22 @@ Status Claim::archive_session() {
   return registry_->ledger_.record(*session);
 }
 
-Status Claim::close_departure() {
+Status Claim::close_session() {
   const VmView vm = view();
   auto session = read_session(vm.directory);
-  const bool open = session && session->outcome() == v1::OUTCOME_OPEN && session->role() == v1::ROLE_LEAVING;
+  const bool open = session && session->outcome() == v1::OUTCOME_OPEN && session->role() != v1::SESSION_ROLE_NONE;
   if (!open || !vm.worker) return {};
   v1::SessionQuery query;
   query.set_session(session->session());
-  const auto answer = WorkerClient(vm.worker->socket()).ask_session(query, Deadline::after(kDepartureWait));
+  const auto answer = vm.worker->client()->ask_session(query, Deadline::after(kOwnWordWait));
   if (!answer) return {};
   const PeerOutcome known = parse_outcome(*answer);
   if (known == PeerOutcome::kUnknown) return {};
-  session->set_outcome(known == PeerOutcome::kStarted ? v1::OUTCOME_STARTED : v1::OUTCOME_ABORTED);
+  // A destination's worker writes its refusal before it speaks it.
+  const auto now = read_session(vm.directory);
+  if (!now || now->outcome() != v1::OUTCOME_OPEN) return {};
+  const auto refused = session->role() == v1::ROLE_LEAVING ? v1::OUTCOME_ABORTED : v1::OUTCOME_REFUSED;
+  session->set_outcome(known == PeerOutcome::kStarted ? v1::OUTCOME_STARTED : refused);
   return write_session(vm.directory, *session);
 }
 

@@ -19,7 +19,7 @@ v1::SessionAnswer unknown(std::string detail) {
 v1::SessionAnswer ask_worker(const WorkerProcess& worker, const Id& session, const Deadline& deadline) {
   v1::SessionQuery query;
   query.set_session(session.raw());
-  auto answer = WorkerClient(worker.socket()).ask_session(query, deadline);
+  auto answer = worker.client()->ask_session(query, deadline);
   return answer ? std::move(*answer) : unknown(answer.error().message());
 }
 

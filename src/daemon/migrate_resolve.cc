@@ -89,7 +89,7 @@ Status MigrationService::carry_out(Claim& claim, Resolution resolution, const v1
   const VmView vm = claim.view();
   if (resolution == Resolution::kStay) return {};
   if (resolution == Resolution::kRunHere) {
-    const auto info = FVMM_TRY(WorkerClient(vm.worker->socket()).settle(true, Deadline::after(kSettleWait)));
+    const auto info = FVMM_TRY(vm.worker->client()->settle(true, Deadline::after(kSettleWait)));
     claim.note(info);
     return claim.finish_incoming([&](v1::VmRecord& record) {
       record.set_state(info.state());
@@ -98,7 +98,7 @@ Status MigrationService::carry_out(Claim& claim, Resolution resolution, const v1
     });
   }
   if (vm.worker) {
-    const auto let_go = WorkerClient(vm.worker->socket()).settle(false, Deadline::after(kSettleWait));
+    const auto let_go = vm.worker->client()->settle(false, Deadline::after(kSettleWait));
     // One that refuses to let go may know better (the guest has started): it is not killed, the VM stays unsettled.
     if (!let_go && vm.worker->alive()) return let_go.error();
     end_worker(*claim.detach());

@@ -58,6 +58,7 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}: only a running or paused VM can migrate",
                                                         request.vm(), state_text(vm.state())));
   }
+  FVMM_TRY(claim.close_session(), request.vm());    // of the migration before, when the disk took no record then
   FVMM_TRY(claim.archive_session(), request.vm());  // its worker is about to overwrite session.pb
   const double before_ms = to_ms(std::chrono::steady_clock::now() - accepted);
   auto result = run(vm, checked, progress);
@@ -124,15 +125,14 @@ Result<v1::MigrateResult> MigrationService::run(const VmView& vm, const v1::Migr
   work.set_from(options_.listen);
   const Deadline deadline = Deadline::after(std::chrono::milliseconds(request.timeout_ms()) + kMigrateMargin);
   std::optional<v1::MigrateResult> result;
-  const Status status =
-      WorkerClient(vm.worker->socket()).migrate(work, stop_, deadline, [&](const v1::MigrateEvent& event) {
-        if (event.has_result()) {
-          result = event.result();
-        } else {
-          progress(event);
-        }
-        return true;
-      });
+  const Status status = vm.worker->client()->migrate(work, stop_, deadline, [&](const v1::MigrateEvent& event) {
+    if (event.has_result()) {
+      result = event.result();
+    } else {
+      progress(event);
+    }
+    return true;
+  });
   if (result) return std::move(*result);
   if (!status) return status.error();
   return Error(Errc::kInternal, "the worker ended the migration without a result");
@@ -143,17 +143,17 @@ Status MigrationService::settle(Claim& claim, const v1::MigrateRequest& request,
   const VmView vm = claim.view();
   if (result.result() == "completed") return leave(claim, request.to(), result);
   if (vm.worker->wait_exit(Deadline::after(std::chrono::milliseconds(0)))) {
-    const auto worker = claim.detach();
-    FVMM_TRY(claim.settle_without_worker(worker->how_it_ended()));
-    worker->remove_files();
+    FVMM_TRY(claim.settle_without_worker(vm.worker->how_it_ended()));  // else its watch tries again
+    claim.detach();
+    vm.worker->remove_files();
     const v1::VmState now = claim.view().record.state();
     if (now == v1::VM_MOVED) result.set_result("completed");
     if (now == v1::VM_UNSETTLED) result.set_result("unknown");
     return {};
   }
-  const auto info = WorkerClient(vm.worker->socket()).info(Deadline::after(kInfoWait));
+  const auto info = vm.worker->client()->info(Deadline::after(kInfoWait));
   if (info) claim.note(*info);
-  const Status closed = claim.close_departure();
+  const Status closed = claim.close_session();
   if (!closed) spdlog::error("VM {}: end of the hand-over: {}", request.vm(), closed.error().message());
   const auto session = read_session(vm.directory);
   const bool open = session && session->outcome() == v1::OUTCOME_OPEN;
@@ -182,7 +182,7 @@ Status MigrationService::leave(Claim& claim, const std::string& peer, v1::Migrat
   const SteadyTime started = std::chrono::steady_clock::now();
   // The worker's word, where it could not write it: once the worker is gone, nobody here would know. Until this works
   // the worker stays, and answers.
-  FVMM_TRY(claim.close_departure(), "the VM has moved, but the end of the hand-over cannot be recorded");
+  FVMM_TRY(claim.close_session(), "the VM has moved, but the end of the hand-over cannot be recorded");
   const auto session = read_session(claim.view().directory);
   FVMM_TRY(claim.change([&](v1::VmRecord& record) {
     record.set_state(v1::VM_MOVED);
@@ -212,7 +212,7 @@ Status MigrationService::cancel(const std::string& name) {
   if (!migrating || !vm.worker) {
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is not migrating", name));
   }
-  return WorkerClient(vm.worker->socket()).cancel_migration(Deadline::after(kInfoWait));
+  return vm.worker->client()->cancel_migration(Deadline::after(kInfoWait));
 }
 
 void MigrationService::bind(control::Server& server) {

@@ -155,7 +155,7 @@ Status PeerListener::add_data(std::unique_ptr<net::Channel>& channel, const v1::
   request.set_index(hello.index());
   const UniqueFd connection = std::move(*channel).release();
   channel.reset();
-  return WorkerClient(worker->socket()).add_connection(request, connection.get(), Deadline::after(kDataWait));
+  return worker->client()->add_connection(request, connection.get(), Deadline::after(kDataWait));
 }
 
 Status PeerListener::answer_query(net::Channel& channel, const v1::PeerHello& hello) {

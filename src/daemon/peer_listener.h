@@ -77,10 +77,8 @@ class PeerListener {
   /// A migration from Hello to its end. Errors before the worker has the connection are told to the source.
   Status migrate_in(std::unique_ptr<net::Channel>& channel, const v1::PeerHello& hello);
   [[nodiscard]] Result<AdmissionSnapshot> snapshot(const v1::PeerHello& hello) const;
-  Result<Claim> claim_incoming(const v1::PeerHello& hello, const v1::VmRecord& record, bool returns);
   void receive(Claim& claim, const std::shared_ptr<WorkerProcess>& worker, UniqueFd connection,
                v1::WorkerReceiveRequest request);
-  Status after_receive(Claim& claim, const std::shared_ptr<WorkerProcess>& worker, const Status& stream);
 
   net::Listener listener_;  // the accept thread's
   const net::Endpoint bound_;

@@ -13,6 +13,8 @@
 #include <cstring>
 #include <fstream>
 
+#include "daemon/call_worker.h"
+
 namespace fvmm::daemon {
 
 namespace fs = std::filesystem;
@@ -30,8 +32,12 @@ WorkerProcess::WorkerProcess(pid_t pid, UniqueFd pidfd, fs::path socket, Shape s
     : pid_(pid), pidfd_(std::move(pidfd)), socket_(std::move(socket)), shape_(shape) {}
 
 WorkerProcess::~WorkerProcess() {
-  alive();
+  if (pidfd_) (void)WorkerProcess::wait_exit(Deadline::after(std::chrono::microseconds(0)));
 }  // reaps a child that ended unnoticed
+
+std::unique_ptr<WorkerClient> WorkerProcess::client() const {
+  return std::make_unique<WorkerClient>(socket_);
+}
 
 fs::path WorkerProcess::log() const {
   fs::path path = socket_;

@@ -23,12 +23,15 @@ struct Shape {
   auto operator<=>(const Shape&) const = default;
 };
 
-/// One worker, our child or inherited from an earlier fvmmd. Shared between the registry and its watch. Thread: any.
+class WorkerClient;
+
+/// One worker, our child or inherited from an earlier fvmmd. Shared between the registry and its watch. Virtual for the
+/// sake of simulations. Thread: any.
 class WorkerProcess {
  public:
   /// Takes a pidfd. kNotFound when no such process lives.
   static Result<std::shared_ptr<WorkerProcess>> of(pid_t pid, std::filesystem::path socket, Shape shape);
-  ~WorkerProcess();
+  virtual ~WorkerProcess();
   WorkerProcess(const WorkerProcess&) = delete;
   WorkerProcess& operator=(const WorkerProcess&) = delete;
   WorkerProcess(WorkerProcess&&) = delete;
@@ -39,17 +42,21 @@ class WorkerProcess {
   [[nodiscard]] std::filesystem::path log() const;  // beside the socket
   [[nodiscard]] const Shape& shape() const { return shape_; }
 
+  /// For calls to it (call_worker.h).
+  [[nodiscard]] virtual std::unique_ptr<WorkerClient> client() const;
   /// True once the process has ended; reaps it when it is our child. False when the deadline passed first.
-  bool wait_exit(const Deadline& deadline);
+  virtual bool wait_exit(const Deadline& deadline);
   bool alive() { return !wait_exit(Deadline::after(std::chrono::microseconds(0))); }
-  void kill();  // SIGKILL; a process already gone is fine
+  virtual void kill();  // SIGKILL; a process already gone is fine
   /// "killed by signal 11 (Segmentation fault): last line of its log"; what is known after wait_exit() returned true.
-  std::string how_it_ended();
+  virtual std::string how_it_ended();
   /// Removes its sockets and log, once it has ended.
-  void remove_files() const;
+  virtual void remove_files() const;
+
+ protected:
+  WorkerProcess(pid_t pid, UniqueFd pidfd, std::filesystem::path socket, Shape shape);
 
  private:
-  WorkerProcess(pid_t pid, UniqueFd pidfd, std::filesystem::path socket, Shape shape);
   const pid_t pid_;
   const UniqueFd pidfd_;
   const std::filesystem::path socket_;

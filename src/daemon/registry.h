@@ -74,9 +74,9 @@ class Claim {
 
   /// Copies a settled session.pb into the ledger, before anything overwrites it. kFailedPrecondition when it is open.
   Status archive_session();
-  /// An open departure whose end the living worker knows, and could not write, is closed with its word: STARTED or
-  /// ABORTED. Nothing to do, and OK, for any other record, without a worker, or while it does not know either.
-  Status close_departure();
+  /// An open hand-over whose end the living worker knows, and could not write, is closed with its word. Nothing to do,
+  /// and OK, for any other record, without a worker, or while it does not know either.
+  Status close_session();
   /// The VM is coming in: keeps a MOVED record aside, writes an INCOMING one.
   Status begin_incoming(const v1::VmRecord& incoming);
   /// It runs here: `edit` as in change(), and the record kept aside is dropped.

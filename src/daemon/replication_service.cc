@@ -137,7 +137,7 @@ Result<v1::ReplicaStatus> ReplicationService::end_in_worker(const VmView& vm) co
   last.set_vm(name);
   last.set_state("stopped");
   if (vm.worker) {
-    auto stopped = WorkerClient(vm.worker->socket()).stop_replication(Deadline::after(kStatusWait));
+    auto stopped = vm.worker->client()->stop_replication(Deadline::after(kStatusWait));
     const bool none = !stopped && stopped.error().code() == Errc::kFailedPrecondition;
     if (!stopped && !(none && recorded)) return std::move(stopped.error());
     if (stopped) last = std::move(*stopped);
@@ -181,7 +181,7 @@ void ReplicationService::say_stopped(const VmView& vm, const ReplicaStops::Outco
   last.set_state("fenced");
   last.set_detail(outcome.why);
   if (!vm.worker) return;
-  const Status fenced = WorkerClient(vm.worker->socket()).fence(last.to(), Deadline::after(kStatusWait));
+  const Status fenced = vm.worker->client()->fence(last.to(), Deadline::after(kStatusWait));
   if (!fenced)
     spdlog::error("VM {} runs at {} and could not be stopped here: {}", last.vm(), last.to(), fenced.error().message());
 }
@@ -189,7 +189,7 @@ void ReplicationService::say_stopped(const VmView& vm, const ReplicaStops::Outco
 void fence_recovered(const Registry& registry, const v1::ReplicaStop& stop) {
   const auto vm = registry.find(Id::from_bytes(stop.vm()).value_or(Id{}));
   if (!vm || !vm->worker || vm->record.fencing_token() != stop.fencing_token()) return;
-  const Status fenced = WorkerClient(vm->worker->socket()).fence(stop.peer(), Deadline::after(kStatusWait));
+  const Status fenced = vm->worker->client()->fence(stop.peer(), Deadline::after(kStatusWait));
   if (!fenced)
     spdlog::error("VM {} runs at {} and could not be stopped here: {}", stop.name(), stop.peer(),
                   fenced.error().message());
@@ -198,7 +198,7 @@ void fence_recovered(const Registry& registry, const v1::ReplicaStop& stop) {
 Result<v1::ReplicaStatus> ReplicationService::status(const std::string& name) const {
   const VmView vm = FVMM_TRY(parts_.registry.find(name));
   if (!vm.worker) return Error(Errc::kFailedPrecondition, fmt::format("VM {} is not running", name));
-  return WorkerClient(vm.worker->socket()).replication_status(Deadline::after(kStatusWait));
+  return vm.worker->client()->replication_status(Deadline::after(kStatusWait));
 }
 
 Status ReplicationService::check_source(const v1::ReplicaRecord& record, const v1::RecoverRequest& request) const {

@@ -136,7 +136,7 @@ void ExecSpawner::end(WorkerProcess& worker) {
 
 void end_worker(WorkerProcess& worker) {
   const Deadline deadline = Deadline::after(kStopWait);
-  const Status asked = WorkerClient(worker.socket()).stop(deadline);
+  const Status asked = worker.client()->stop(deadline);
   // An error may only mean that the worker was quicker than its answer.
   if (!worker.wait_exit(asked ? deadline : deadline.sooner(std::chrono::seconds(1)))) {
     spdlog::warn("worker {} does not stop{}{}; killing it", worker.pid(), asked ? "" : ": ",

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <condition_variable>
 #include <cstring>
 #include <fstream>
 
@@ -17,9 +18,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::chrono::hours kWatchRenewal{1};  // every wait has an end; the watch then asks again
-constexpr std::chrono::seconds kEndWait{1};     // between the end of a watch stream and the next try
-constexpr std::chrono::seconds kEndRetry{10};   // after an end that the disk did not take
+constexpr std::chrono::hours kWatchRenewal{1};    // every wait has an end; the watch then asks again
+constexpr std::chrono::seconds kEndWait{1};       // between the end of a watch stream and the next try
+constexpr std::chrono::seconds kRecordRetry{10};  // after a record that the disk did not take
 constexpr std::uint64_t kWorkerLogKept = 64 * kKiB;
 
 /// The process listening on a Unix socket; 0 when nobody does. unix(7), SO_PEERCRED of a connected client.
@@ -89,23 +90,48 @@ void Supervisor::join() {
 }
 
 void Supervisor::follow(const Id& id, WorkerProcess& worker) {
-  const WorkerClient client(worker.socket());
+  const auto client = worker.client();
   for (;;) {
     bool left = false;
-    bool stays = false;  // its end could not be recorded: it is told again to whoever asks, and here
-    const Status status = client.watch(stop_, Deadline::after(kWatchRenewal), [&](const v1::WorkerInfo& info) {
+    bool behind = false;  // it is told again to whoever asks, and here
+    const Status status = client->watch(stop_, Deadline::after(kWatchRenewal), [&](const v1::WorkerInfo& info) {
       left = !on_report(id, worker, info);
-      stays = !left && is_end(info.state());
-      return !left && !stays;
+      behind = !left && is_behind(id, info);
+      return !left && !behind;
     });
     if (left || stop_.fired()) return;
-    if (worker.wait_exit(Deadline::after(stays ? kEndRetry : kEndWait))) return on_end(id, worker);
+    if (worker.wait_exit(Deadline::after(behind ? kRecordRetry : kEndWait))) {
+      while (!on_end(id, worker) && wait(kRecordRetry)) continue;
+      return;
+    }
     // It lives: the watch reached its renewal, or the worker is too busy to answer. Its guest is left alone.
     if (!registry_.find(id) || registry_.find(id)->worker.get() != &worker) return;
-    if (!stays && !status && status.error().code() != Errc::kDeadlineExceeded) {
+    if (!behind && !status && status.error().code() != Errc::kDeadlineExceeded) {
       spdlog::warn("watch of worker {}: {}", worker.pid(), status.error().message());
     }
   }
+}
+
+bool Supervisor::wait(std::chrono::seconds time) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool fired = false;
+  const StopSignal::Guard guard(stop_, [&] {
+    const std::lock_guard lock(mutex);
+    fired = true;
+    changed.notify_all();
+  });
+  std::unique_lock lock(mutex);
+  return !changed.wait_for(lock, time, [&] { return fired; });
+}
+
+bool Supervisor::is_behind(const Id& id, const v1::WorkerInfo& info) const {
+  if (changes_nothing(info.state())) return false;
+  const auto vm = registry_.find(id);
+  if (!vm || is_end(info.state()) || vm->record.state() != info.state()) return true;
+  if (info.state() == v1::VM_UNSETTLED) return false;  // it does not know either
+  const auto session = read_session(vm->directory);
+  return session && session->outcome() == v1::OUTCOME_OPEN && session->role() != v1::SESSION_ROLE_NONE;
 }
 
 bool Supervisor::on_report(const Id& id, WorkerProcess& worker, const v1::WorkerInfo& info) {
@@ -113,8 +139,7 @@ bool Supervisor::on_report(const Id& id, WorkerProcess& worker, const v1::Worker
   const auto vm = registry_.find(id);
   if (!vm || vm->worker.get() != &worker) return false;
   if (changes_nothing(info.state())) return true;
-  // An end is acted on even when the record already knows it: the worker still has to go.
-  if (info.state() == vm->record.state() && !is_end(info.state())) return true;
+  if (!is_behind(id, info)) return true;  // an end is acted on even when the record knows it: the worker has to go
   // A command under way writes the outcome itself; only an end of the VM must not be missed, so that waits.
   if (!vm->busy.empty() && !is_end(info.state())) return true;
   auto claim = registry_.claim_for(id, worker);
@@ -127,17 +152,14 @@ bool Supervisor::on_report(const Id& id, WorkerProcess& worker, const v1::Worker
 void Supervisor::settle(Claim claim) {
   const VmView vm = claim.view();
   const v1::VmState state = vm.info.state();
-  if (changes_nothing(state) || (state == vm.record.state() && !is_end(state))) return;
+  if (!is_behind(claim.id(), vm.info)) return;
   spdlog::info("VM {} is {}{}{}", vm.record.config().name(), state_text(state), vm.info.detail().empty() ? "" : ": ",
                vm.info.detail());
-  std::shared_ptr<WorkerProcess> ended;
   const bool replica = vm.record.state() == v1::VM_INCOMING;
-  Status status;
-  if (replica && is_end(state)) {
-    ended = claim.detach();
-    end_worker(*ended);
-    status = claim.settle_without_worker("the replica's worker gave up");
-  } else {
+  Status status = claim.close_session();
+  if (status && replica && is_end(state)) {
+    status = give_up_replica(claim);
+  } else if (status) {
     const auto edit = [&](v1::VmRecord& record) {
       record.set_state(state);
       record.set_detail(is_end(state) || state == v1::VM_UNSETTLED ? vm.info.detail() : "");
@@ -145,11 +167,10 @@ void Supervisor::settle(Claim claim) {
       record.set_fencing_token(std::max(record.fencing_token(), vm.info.fencing_token()));
     };
     const bool runs = state == v1::VM_RUNNING || state == v1::VM_PAUSED;
-    if (state == v1::VM_MOVED) status = claim.close_departure();
-    if (status) status = replica && runs ? claim.finish_incoming(edit) : claim.change(edit);
+    status = replica && runs ? claim.finish_incoming(edit) : claim.change(edit);
     // Its record says what became of it before the worker goes: a restart in between finds the same.
     if (status && is_end(state)) {
-      ended = claim.detach();
+      const auto ended = claim.detach();
       if (state == v1::VM_FAILED) keep_log(ended->log(), vm.directory);
       end_worker(*ended);
     }
@@ -157,17 +178,39 @@ void Supervisor::settle(Claim claim) {
   if (!status) spdlog::error("VM {}: {}", vm.record.config().name(), status.error().message());
 }
 
-void Supervisor::on_end(const Id& id, WorkerProcess& worker) {
+Status Supervisor::give_up_replica(Claim& claim) {
+  const VmView vm = claim.view();
+  const auto session = read_session(vm.directory);
+  if (session && session->outcome() == v1::OUTCOME_OPEN) {
+    // Nobody else knows that it never ran: the worker stays, to say so.
+    return Error(Errc::kUnavailable, "the end of the hand-over cannot be recorded; it is tried again");
+  }
+  end_worker(*vm.worker);
+  FVMM_TRY(claim.settle_without_worker("the replica's worker gave up"));  // else on_end() tries again
+  claim.detach();
+  return {};
+}
+
+bool Supervisor::on_end(const Id& id, WorkerProcess& worker) {
   auto claim = registry_.claim_for(id, worker);
-  if (!claim) return;
+  if (!claim) return true;
   const VmView vm = claim->view();
   const std::string death = worker.how_it_ended();
   spdlog::error("VM {}: {}", vm.record.config().name(), death);
   keep_log(worker.log(), vm.directory);
-  const auto self = claim->detach();
-  const Status status = claim->settle_without_worker(death);
-  if (!status) spdlog::error("VM {}: {}", vm.record.config().name(), status.error().message());
-  self->remove_files();
+  if (const Status status = claim->settle_without_worker(death); !status) {
+    spdlog::error("VM {}: {}; tried again in {} s", vm.record.config().name(), status.error().message(),
+                  kRecordRetry.count());
+    const WithoutWorker now = derive_without_worker(vm.record, read_session(vm.directory), death);
+    v1::WorkerInfo known = vm.info;  // until the record says it
+    known.set_state(now.state);
+    known.set_detail(now.detail.empty() ? death : now.detail);
+    claim->note(known);
+    return false;
+  }
+  claim->detach();
+  worker.remove_files();
+  return true;
 }
 
 Status Supervisor::adopt_all(const fs::path& workers_directory) {

@@ -46,8 +46,14 @@ class Supervisor {
   Status adopt(const std::filesystem::path& socket);
   void follow(const Id& id, WorkerProcess& worker);
   bool on_report(const Id& id, WorkerProcess& worker, const v1::WorkerInfo& info);
-  void on_end(const Id& id, WorkerProcess& worker);
+  /// Whether the disk still lacks something of what the worker says.
+  [[nodiscard]] bool is_behind(const Id& id, const v1::WorkerInfo& info) const;
+  /// False when the disk took no record of its end.
+  bool on_end(const Id& id, WorkerProcess& worker);
   void settle(Claim claim);
+  Status give_up_replica(Claim& claim);
+  /// False when fvmmd stops meanwhile.
+  bool wait(std::chrono::seconds time);
 
   Registry& registry_;
   StopSignal& stop_;

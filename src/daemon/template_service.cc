@@ -82,7 +82,7 @@ Result<v1::TemplateInfo> TemplateService::capture(const v1::CreateTemplateReques
   work.set_store_directory(store_.directory().string());
   work.set_engine(request.engine());
   work.set_test_hook(request.test_hook());
-  return WorkerClient(vm.worker->socket()).create_template(work, deadline);
+  return vm.worker->client()->create_template(work, deadline);
 }
 
 Result<v1::TemplateList> TemplateService::list() const {
@@ -148,7 +148,7 @@ Result<v1::TemplateRef> live_base(const VmView& vm) {
   constexpr std::chrono::seconds kInfoWait{10};
   if (!vm.worker)
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is not running", vm.record.config().name()));
-  return FVMM_TRY(WorkerClient(vm.worker->socket()).info(Deadline::after(kInfoWait))).template_();
+  return FVMM_TRY(vm.worker->client()->info(Deadline::after(kInfoWait))).template_();
 }
 
 Result<migration::PushStats> push_with_parents(const memory::TemplateStore& store, const memory::TemplateInfo& info,

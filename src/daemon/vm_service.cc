@@ -91,7 +91,7 @@ Result<v1::VmInfo> VmService::start(const std::string& name, const Deadline& dea
 
 Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmView& vm,
                                           const Deadline& deadline) const {
-  const WorkerClient client(worker.socket());
+  const auto client = worker.client();
   if (vm.record.template_().id().empty()) {
     FVMM_TRY(check_files(vm.record.config()));
     v1::WorkerBootRequest request;
@@ -99,7 +99,7 @@ Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmV
     request.set_vm_directory(vm.directory.string());
     request.set_fencing_token(vm.record.fencing_token());
     request.set_run(true);
-    return client.boot(request, deadline);
+    return client->boot(request, deadline);
   }
   const v1::TemplateRef& from = vm.record.template_();
   const Id id = FVMM_TRY(Id::from_bytes(from.id()), "template id");
@@ -112,7 +112,7 @@ Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmV
   request.set_resident_file(info.resident_file.string());
   request.set_fencing_token(vm.record.fencing_token());
   request.set_run(true);
-  return client.clone(request, deadline);
+  return client->clone(request, deadline);
 }
 
 Status VmService::launch(Claim& claim, SteadyTime accepted, const Deadline& deadline) {
@@ -147,7 +147,7 @@ Status VmService::launch(Claim& claim, SteadyTime accepted, const Deadline& dead
 Result<v1::VmInfo> VmService::pause(const std::string& name, const Deadline& deadline) {
   Claim claim = FVMM_TRY(registry_.claim(name, "pause"));
   const auto worker = FVMM_TRY(running_worker(claim.view()));
-  const auto info = FVMM_TRY(WorkerClient(worker->socket()).pause(deadline), name);
+  const auto info = FVMM_TRY(worker->client()->pause(deadline), name);
   claim.note(info);
   FVMM_TRY(claim.change([&](v1::VmRecord& record) { record.set_state(info.state()); }));
   VmView view = claim.view();
@@ -158,7 +158,7 @@ Result<v1::VmInfo> VmService::pause(const std::string& name, const Deadline& dea
 Result<v1::VmInfo> VmService::resume(const std::string& name, const Deadline& deadline) {
   Claim claim = FVMM_TRY(registry_.claim(name, "resume"));
   const auto worker = FVMM_TRY(running_worker(claim.view()));
-  const auto info = FVMM_TRY(WorkerClient(worker->socket()).resume(deadline), name);
+  const auto info = FVMM_TRY(worker->client()->resume(deadline), name);
   claim.note(info);
   FVMM_TRY(claim.change([&](v1::VmRecord& record) { record.set_state(info.state()); }));
   VmView view = claim.view();
@@ -199,7 +199,7 @@ v1::VmList VmService::list() const {
 Result<v1::VmInfo> VmService::show(const std::string& name) const {
   VmView view = FVMM_TRY(registry_.find(name));
   if (view.worker) {
-    auto live = WorkerClient(view.worker->socket()).info(Deadline::after(kShowWait));
+    auto live = view.worker->client()->info(Deadline::after(kShowWait));
     if (live) view.info = std::move(*live);
   }
   return to_info(view);
@@ -209,7 +209,7 @@ Status VmService::poke(const v1::PokeRequest& request, const Deadline& deadline)
   if (!test_hooks_) return Error(Errc::kPermissionDenied, "poke is a test hook: start fvmmd with --test-hooks");
   Claim claim = FVMM_TRY(registry_.claim(request.name(), "poke"));
   const auto worker = FVMM_TRY(running_worker(claim.view()));
-  return WorkerClient(worker->socket()).poke(request, deadline);
+  return worker->client()->poke(request, deadline);
 }
 
 }  // namespace fvmm::daemon

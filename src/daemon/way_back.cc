@@ -37,7 +37,7 @@ void WayBacks::begin(std::shared_ptr<WorkerProcess> worker, const v1::VmConfig& 
 void WayBacks::seal(const WorkerProcess& worker, const v1::VmConfig& config) {
   v1::WorkerSealRequest request;
   request.set_store_directory(store_.directory().string());
-  const auto sealed = WorkerClient(worker.socket()).seal_way_back(request, Deadline::after(kSealWait));
+  const auto sealed = worker.client()->seal_way_back(request, Deadline::after(kSealWait));
   if (!sealed) {
     spdlog::info("no generation is kept of VM {}: {}", config.name(), sealed.error().message());
     return;

@@ -14,8 +14,10 @@ namespace fvmm::testing {
 /// The host's files when they are concerned; else null.
 template <class Where>
 SimFiles* sim_files(Where where) {
-  SimFiles* const files = SimFiles::current;
-  return files != nullptr && files->watches() && files->has(where) ? files : nullptr;
+  for (SimFiles* const files : SimFiles::all) {
+    if (files->watches() && files->has(where)) return files;
+  }
+  return nullptr;
 }
 /// Whether the step must not happen; errno is set then. A dead process throws out of the calls that may.
 inline bool sim_refused(SimFiles& files, bool needs_room, bool may_throw) {

@@ -24,17 +24,17 @@
 
 namespace fvmm::testing {
 
-/// Only the simulated threads of `host` come here, one at a time; the directory must not share its filesystem with
-/// memfds. Lives longer than every thread of the simulation.
+/// Only the simulated threads of `hosts` come here, one at a time; the directory must not share its filesystem with
+/// memfds. Several may live at once, each with hosts of its own, and longer than every thread of the simulation.
 class SimFiles {
  public:
-  SimFiles(std::filesystem::path root, int host) : root_(std::move(root)), host_(host) {
+  SimFiles(std::filesystem::path root, std::set<int> hosts) : root_(std::move(root)), hosts_(std::move(hosts)) {
     struct stat info {};
     FVMM_CHECK(::stat(root_.c_str(), &info) == 0, "the directory exists");
     device_ = info.st_dev;
-    current = this;
+    all.insert(this);
   }
-  ~SimFiles() { current = nullptr; }
+  ~SimFiles() { all.erase(this); }
   SimFiles(const SimFiles&) = delete;
   SimFiles& operator=(const SimFiles&) = delete;
   SimFiles(SimFiles&&) = delete;
@@ -48,7 +48,8 @@ class SimFiles {
   std::function<void(const std::string& name)> published;   // a directory got its name by rename
   std::function<void(const std::string& name)> taken_back;  // and a power cut undid that
 
-  [[nodiscard]] bool watches() const { return sim_self != nullptr && sim_self->host == host_ && busy_ == 0; }
+  [[nodiscard]] int steps() const { return steps_; }  // that needed room, so far
+  [[nodiscard]] bool watches() const { return sim_self != nullptr && hosts_.contains(sim_self->host) && busy_ == 0; }
   [[nodiscard]] bool has(int fd) const {
     struct stat info {};
     return ::fstat(fd, &info) == 0 && info.st_dev == device_;
@@ -118,7 +119,7 @@ class SimFiles {
     --busy_;
   }
 
-  static inline SimFiles* current = nullptr;
+  static inline std::set<SimFiles*> all;
 
  private:
   struct Change {
@@ -183,7 +184,7 @@ class SimFiles {
   }
 
   const std::filesystem::path root_;
-  const int host_;
+  const std::set<int> hosts_;
   dev_t device_ = 0;
   int busy_ = 0;  // own calls are not watched
   int steps_ = 0;

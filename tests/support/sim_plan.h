@@ -24,6 +24,8 @@ enum class SimPlant {
   kAckBeforeSealed,    // SEALED is said when the generation is only held
   kSealNotDurable,     // the store's fsync does nothing
   kFencingNotDurable,  // the record of a recovery is not synced
+  // Of the registry:
+  kVmRecordNotDurable,  // what the destination writes of a VM that comes in is not synced
 };
 
 inline constexpr std::uint64_t kSimPagesWritten = 1200;  // three shards' worth; the rest stays as the template has it

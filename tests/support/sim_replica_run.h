@@ -11,6 +11,7 @@ namespace fvmm::testing {
 struct SimReplicaOutcome {
   std::string violation;  // empty: every promise was kept
   std::string result;     // "fenced", "recovered", "lost"
+  std::string reason;     // how many generations were sealed
   std::uint64_t sealed = 0;
   SimTime ended = 0;
   std::uint64_t switches = 0;
@@ -50,7 +51,7 @@ inline SimReplicaOutcome sim_replica_play(std::uint64_t seed, SimPlant plant = S
     std::filesystem::copy(sim_stored_template(), directory.path() / "store",
                           std::filesystem::copy_options::recursive | std::filesystem::copy_options::create_hard_links);
   }
-  SimFiles files(directory.path(), 2);
+  SimFiles files(directory.path(), {2});
   SimScheduler scheduler(seed);
   SimReplicaOutcome outcome;
   sim_run(scheduler, [&] {
@@ -59,6 +60,7 @@ inline SimReplicaOutcome sim_replica_play(std::uint64_t seed, SimPlant plant = S
     outcome.violation = world.violation();
     outcome.result = world.result();
     outcome.sealed = world.sealed_count();
+    outcome.reason = std::to_string(outcome.sealed) + " generations sealed";
   });
   outcome.ended = scheduler.now() - kSimEpoch;
   outcome.switches = scheduler.switches();

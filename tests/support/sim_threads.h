@@ -89,7 +89,12 @@ int pthread_create(pthread_t* id, const pthread_attr_t* attributes, void* (*run)
   SimThread* const thread = SimScheduler::current->add();
   thread->host = sim_self->host;
   thread->epoch = sim_self->epoch;
-  const int error = sim_create(id, attributes, thread, [run, argument] { run(argument); });
+  const int error = sim_create(id, attributes, thread, [run, argument] {
+    try {
+      run(argument);
+    } catch (const SimKilled&) {  // with its process
+    }
+  });
   if (error == 0) sim_joinable[*id] = thread;
   return error;
 }
