@@ -17,7 +17,7 @@ namespace {
 struct CreateOptions {
   std::string name, memory, kernel, initrd, cmdline, cpu_template, tracking;
   std::uint32_t vcpus = 1;
-  bool rng = false, console = false;
+  bool rng = false, console = false, acpi = false;
   bool start = false;
 };
 
@@ -39,6 +39,7 @@ int create(Session& session, const CreateOptions& options) {
   config.set_cmdline(options.cmdline);
   config.set_cpu_template(options.cpu_template);
   config.set_tracking(options.tracking);
+  config.set_acpi(options.acpi);
   if (options.rng) config.add_virtio()->mutable_rng();
   if (options.console) config.add_virtio()->mutable_console();
   request.set_start(options.start);
@@ -59,6 +60,7 @@ void add_create(CLI::App& vm, Chosen& chosen) {
   command.add_option("--cmdline", options->cmdline, "Kernel command line");
   command.add_option("--cpu-template", options->cpu_template, "host, baseline or pvm; chosen by the host when absent");
   add_tracking(command, options->tracking, "log by default");
+  command.add_flag("--acpi", options->acpi, "ACPI tables (hardware-reduced), with a VM generation id");
   command.add_flag("--rng", options->rng, "A virtio random number generator");
   command.add_flag("--console", options->console, "A virtio console (Linux: hvc0), beside the serial port");
   command.add_flag("--start", options->start, "Start it at once");

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/file.h"
+#include "base/id.h"
 #include "base/units.h"
 #include "memory/layout.h"
 #include "memory/tracking.h"
@@ -87,6 +88,9 @@ Status check_config(const v1::VmConfig& config) {
                                                      fmt::join(kCpuTemplates, ", ")));
   }
   FVMM_TRY(memory::parse_tracking(config.tracking()));
+  if (config.acpi() != (config.generation_id().size() == sizeof(Id))) {
+    return Error(Errc::kInvalidArgument, "a VM has a generation id of 16 bytes with ACPI tables, and none without");
+  }
   return vmm::check_virtio(config);
 }
 

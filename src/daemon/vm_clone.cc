@@ -25,6 +25,7 @@ Result<std::vector<v1::VmRecord>> VmService::clone_records(const v1::CloneReques
     v1::VmRecord record;
     *record.mutable_config() = from.config;
     record.mutable_config()->set_id(Id::random().raw());
+    if (from.config.acpi()) record.mutable_config()->set_generation_id(Id::random().raw());
     record.mutable_config()->set_name(count == 1 ? request.name() : fmt::format("{}-{}", request.name(), i));
     if (!request.tracking().empty()) record.mutable_config()->set_tracking(request.tracking());
     write_down_tracking(*record.mutable_config());

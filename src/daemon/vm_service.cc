@@ -60,6 +60,7 @@ Result<v1::VmInfo> VmService::create(const v1::CreateVmRequest& request, const D
   v1::VmRecord record;
   *record.mutable_config() = request.config();
   record.mutable_config()->set_id(Id::random().raw());
+  if (record.config().acpi()) record.mutable_config()->set_generation_id(Id::random().raw());
   write_down_tracking(*record.mutable_config());
   record.set_state(v1::VM_CREATED);
   record.set_fencing_token(1);

@@ -98,8 +98,10 @@ Result<v1::WorkerInfo> Worker::boot(const v1::WorkerBootRequest& request) {
   boot.initrd = config.initrd();
   // Guests without CPUID leaf 0x40000010 (all of them on a PVM host) learn the TSC frequency here; Linux passes it by.
   // Before the user's words: behind a "--" they would be init's.
-  boot.cmdline = fmt::format("tsc_khz={}{}{}{}", vm->tsc_khz(), vm->virtio().cmdline(),
+  boot.cmdline = fmt::format("tsc_khz={}{}{}{}", vm->tsc_khz(),
+                             config.acpi() ? "" : vm->virtio().cmdline(),  // its devices are in the DSDT
                              config.cmdline().empty() ? "" : " ", config.cmdline());
+  if (config.acpi()) boot.acpi_generation = FVMM_TRY(Id::from_bytes(config.generation_id()), "VM generation id");
   auto guest = wrap(std::move(vm), config, request.fencing_token(), std::nullopt);
   FVMM_TRY(static_cast<migration::VmMachine&>(*guest->machine).vm().boot(boot));
   FVMM_TRY(start(*guest, request.run(), began));
@@ -119,6 +121,10 @@ Result<v1::WorkerInfo> Worker::clone(const v1::WorkerCloneRequest& request) {
   FVMM_TRY(dress(vm, request.config(), request.vm_directory(), cpu));
   FVMM_TRY(vm->memory().map_template(memory::resident_or_stored(request.resident_file(), pin)));
   FVMM_TRY(vm->load_state(state), "template " + pin.info().name);
+  if (request.config().generation_id() !=
+      pin.info().config.generation_id()) {  // a clone; what is recovered is the same
+    FVMM_TRY(vm->announce_generation(FVMM_TRY(Id::from_bytes(request.config().generation_id()), "VM generation id")));
+  }
   auto guest = wrap(std::move(vm), request.config(), request.fencing_token(), std::move(pin));
   FVMM_TRY(start(*guest, request.run(), began));
   held.fill(std::move(guest));

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/file.h"
+#include "vmm/acpi.h"
 #include "vmm/boot_data.h"
 #include "vmm/elf_kernel.h"
 #include "vmm/unpack.h"
@@ -60,6 +61,7 @@ Result<BootEntry> finish_pvh(memory::GuestMemory& memory, const BootRequest& req
   info.memmap_entries = static_cast<std::uint32_t>(map.size());
   FVMM_TRY(write_cmdline(memory, request.cmdline));
   info.cmdline_paddr = kCmdlineAddress;
+  if (request.acpi_generation) info.rsdp_paddr = kAcpiAddress;
   FVMM_TRY(memory.write(kStartInfoAddress, bytes_of(info)));
   return BootEntry{.protocol = BootProtocol::kPvh,
                    .entry = *kernel.pvh_entry,

@@ -3,17 +3,6 @@
 #include <fmt/format.h>
 
 namespace fvmm::vmm {
-namespace {
-
-std::uint64_t address_of(std::size_t slot) {
-  return kVirtioBase + slot * devices::kVirtioMmioBytes;
-}
-
-unsigned gsi_of(std::size_t slot) {
-  return kVirtioGsiFirst + static_cast<unsigned>(slot);
-}
-
-}  // namespace
 
 VirtioSlots::VirtioSlots(int vm_fd, devices::Bus& mmio, memory::GuestMemory& memory)
     : vm_fd_(vm_fd), mmio_(mmio), memory_(memory), doorbells_(vm_fd) {}
@@ -24,13 +13,13 @@ Status VirtioSlots::add(std::unique_ptr<devices::VirtioDevice> device) {
     return Error(Errc::kResourceExhausted, fmt::format("a VM has at most {} virtio devices", kVirtioSlotsMax));
   }
   Slot added;
-  added.line = std::make_unique<KvmIrqLine>(vm_fd_, gsi_of(slot));
+  added.line = std::make_unique<KvmIrqLine>(vm_fd_, virtio_gsi(slot));
   added.transport = std::make_unique<devices::VirtioMmio>(
       fmt::format("virtio{}", slot),
       devices::VirtioMmio::Surroundings{
-          .memory = memory_, .line = *added.line, .doorbells = &doorbells_, .address = address_of(slot)},
+          .memory = memory_, .line = *added.line, .doorbells = &doorbells_, .address = virtio_address(slot)},
       std::move(device));
-  mmio_.add(address_of(slot), devices::kVirtioMmioBytes, *added.transport);
+  mmio_.add(virtio_address(slot), devices::kVirtioMmioBytes, *added.transport);
   slots_.push_back(std::move(added));
   return {};
 }
@@ -54,7 +43,7 @@ void VirtioSlots::resume() {
 std::string VirtioSlots::cmdline() const {
   std::string text;
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    text += fmt::format(" virtio_mmio.device=4K@{:#x}:{}", address_of(slot), gsi_of(slot));
+    text += fmt::format(" virtio_mmio.device=4K@{:#x}:{}", virtio_address(slot), virtio_gsi(slot));
   }
   return text;
 }

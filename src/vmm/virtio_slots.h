@@ -19,9 +19,17 @@ namespace fvmm::vmm {
 
 inline constexpr std::uint64_t kVirtioBase = 0xd0000000;  // slot n: n windows of kVirtioMmioBytes further
 inline constexpr unsigned kVirtioGsiFirst = 5;            // slot n: GSI 5 + n
-inline constexpr unsigned kVirtioSlotsMax = 19;           // GSI 23 is the IOAPIC's last pin
+inline constexpr unsigned kVirtioSlotsMax = 18;           // GSI 23, the IOAPIC's last pin, tells of a new generation id
 static_assert(kVirtioBase >= memory::kHoleStart &&
               kVirtioBase + kVirtioSlotsMax * devices::kVirtioMmioBytes < 0xfec00000);  // the IOAPIC
+
+/// Where a slot's window lies, and its interrupt.
+constexpr std::uint64_t virtio_address(std::size_t slot) {
+  return kVirtioBase + slot * devices::kVirtioMmioBytes;
+}
+constexpr unsigned virtio_gsi(std::size_t slot) {
+  return kVirtioGsiFirst + static_cast<unsigned>(slot);
+}
 
 class VirtioSlots {
  public:

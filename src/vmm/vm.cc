@@ -4,6 +4,8 @@
 #include <spdlog/spdlog.h>
 
 #include "base/check.h"
+#include "vmm/acpi.h"
+#include "vmm/irq.h"
 #include "vmm/mp_table.h"
 #include "vmm/virtio_devices.h"
 
@@ -186,6 +188,10 @@ Status Vm::align_tscs() {
 Status Vm::boot(const BootRequest& request) {
   const BootEntry entry = FVMM_TRY(load_kernel(*memory_, request));
   FVMM_TRY(write_mp_table(*memory_, shape_.vcpus), "MP table");
+  if (request.acpi_generation) {
+    const AcpiMachine machine{.vcpus = shape_.vcpus, .virtio_devices = static_cast<unsigned>(virtio_->size())};
+    FVMM_TRY(write_acpi(*memory_, machine, *request.acpi_generation));
+  }
   return on_each_vcpu([&](Vcpu& vcpu) -> Status {
     if (vcpu.index() != 0) return {};
     kvm_sregs sregs{};
@@ -196,6 +202,14 @@ Status Vm::boot(const BootRequest& request) {
     FVMM_TRY(kvm_ioctl(vcpu.fd(), KVM_SET_REGS, "KVM_SET_REGS", &regs));
     return {};
   });
+}
+
+Status Vm::announce_generation(const Id& generation) {
+  FVMM_TRY(write_generation_id(*memory_, generation), "VM generation id");
+  KvmIrqLine line(fd_.get(), kGenerationGsi);
+  line.set(true);  // an edge
+  line.set(false);
+  return {};
 }
 
 // Devices first: what waits for them is served, and their interrupts are there, before the guest goes on.

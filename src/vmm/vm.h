@@ -79,6 +79,8 @@ class Vm {
   void complete_instructions(bool on) { environment_.completed = on ? &completed_ : nullptr; }
   /// How many were, so far. Thread: any.
   [[nodiscard]] std::uint64_t completed_instructions() const { return completed_; }
+  /// A clone tells its guest that it is one: the id into memory, and the event. Before resume(), after load_state().
+  Status announce_generation(const Id& generation);
   /// Kernel into memory (which the owner has mapped), first vCPU to its entry.
   Status boot(const BootRequest& request);
 

@@ -46,7 +46,7 @@ TEST(VirtioConfig, MoreDevicesThanSlotsAreRefused) {
   for (unsigned i = 0; i < kVirtioSlotsMax + 1; ++i) config.add_virtio();
   const Status status = check_virtio(config);
   ASSERT_FALSE(status.ok());
-  EXPECT_NE(status.error().message().find("at most 19"), std::string::npos) << status.error().message();
+  EXPECT_NE(status.error().message().find("at most 18"), std::string::npos) << status.error().message();
 }
 
 TEST(VirtioConfig, EachKindMakesItsDevice) {
