@@ -60,6 +60,11 @@ void Claim::note(const v1::WorkerInfo& info) {
   if (entry.worker) entry.info = info;
 }
 
+void Claim::let_others_wait() {
+  const std::lock_guard lock(registry_->mutex_);
+  registry_->vms_.at(id_).internal = true;
+}
+
 Status Claim::make_directory() {
   const fs::path directory = registry_->directory_of(id_);
   std::error_code ignored;

@@ -32,9 +32,11 @@ Result<Claim> claim_incoming(Registry& registry, const v1::PeerHello& hello, con
   constexpr const char* kWhat = "migrate in";
   if (!returns) {
     auto claims = FVMM_TRY(registry.reserve({record}, kWhat));
+    claims.front().let_others_wait();  // its user sees it run before we have written that down
     return std::move(claims.front());
   }
   Claim claim = FVMM_TRY(registry.claim(FVMM_TRY(Id::from_bytes(hello.vm().id())), kWhat));
+  claim.let_others_wait();
   if (claim.view().record.state() == v1::VM_MOVED) return claim;
   return Error(Errc::kAborted, fmt::format("VM {} has changed here meanwhile", hello.vm().name()));
 }

@@ -67,6 +67,9 @@ class Claim {
   std::shared_ptr<WorkerProcess> detach();
   /// What its worker said now; ignored without a worker.
   void note(const v1::WorkerInfo& info);
+  /// Whoever wants the VM meanwhile waits for kInternalClaimWait before it is refused: this claim's end is near, or not
+  /// its user's doing.
+  void let_others_wait();
   /// Makes the VM's directory, for a worker that starts before the record is saved.
   Status make_directory();
   /// Forgets the VM durably: its directory, name and id are free afterwards. Its session is archived first.

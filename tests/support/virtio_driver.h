@@ -164,7 +164,7 @@ class VirtioDriver {
   }
   [[nodiscard]] std::uint16_t avail_event(unsigned queue) const {
     const auto& rings = queues_.at(queue).rings;
-    return get<std::uint16_t>(rings.device + 4 + 8ULL * rings.size);
+    return memory_.load_u16(rings.device + 4 + 8ULL * rings.size).value();
   }
   void set_no_interrupt(unsigned queue, bool none) {
     put(queues_.at(queue).rings.driver, static_cast<std::uint16_t>(none ? 1 : 0));

@@ -121,12 +121,12 @@ TEST_F(BackgroundFoldTest, AChainPastItsLimitIsFoldedAndWhatLiesOnItIsShortAgain
 }
 
 TEST_F(BackgroundFoldTest, WhatIsSealedLaterIsFoldedWhileAVmMapsItAndTheVmSeesNoChange) {
-  start();
   const Writes writes = scattered(memory::kMappableRunsMax + 500);
   std::latch sealed(1);  // the fold waits until the delta is mapped
   memory::set_seal_step_hook([&](std::string_view step) {
     if (step == "write-memory") sealed.wait();
   });
+  start();
   const auto info = add_delta(store_, "base", "web", writes);
   ASSERT_TRUE(info.ok());
   const auto opened = *memory::OpenTemplate::open(info->directory);

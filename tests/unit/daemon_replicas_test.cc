@@ -36,7 +36,7 @@ Id id_of(const v1::PeerHello& hello) {
 
 class ReplicasTest : public ::testing::Test {
  protected:
-  void SetUp() override { spdlog::set_level(spdlog::level::off); }
+  void SetUp() override { spdlog::default_logger_raw()->set_level(spdlog::level::off); }
   void open() {
     replicas_.reset();
     auto opened = Replicas::open(directory_.path(), kRoom);
@@ -177,7 +177,7 @@ TEST_F(ReplicasTest, EndedOnesAreRememberedUpToTheLimitAndThenTheOldestGoes) {
 class ReplicaStopsTest : public ::testing::Test {
  protected:
   using Told = ReplicaStops::Told;
-  void SetUp() override { spdlog::set_level(spdlog::level::off); }
+  void SetUp() override { spdlog::default_logger_raw()->set_level(spdlog::level::off); }
   void open() {
     stops_.reset();
     ReplicaStops::Parts parts;

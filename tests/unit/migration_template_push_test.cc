@@ -68,7 +68,7 @@ struct Outcome {
 class TemplatePush : public ::testing::Test {
  protected:
   void SetUp() override {
-    spdlog::set_level(spdlog::level::off);
+    spdlog::default_logger_raw()->set_level(spdlog::level::off);
     const auto stored = store_template(here_, wanted_template("base"), test_memory(1));
     ASSERT_TRUE(stored.ok()) << stored.error().message();
     info_ = *stored;
