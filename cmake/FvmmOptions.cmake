@@ -9,6 +9,8 @@ set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 option(FVMM_WERROR "Treat warnings as errors" ON)
 set(FVMM_SANITIZE "" CACHE STRING "Sanitizers, as -fsanitize takes them: address,undefined or thread")
 
+option(FVMM_FUZZ "Build the targets of tests/fuzz with clang's libFuzzer (tools/fuzz does)" OFF)
+
 # Line tables are what a backtrace and perf need; full debug information triples the time to build. Instrumented code is
 # not optimized further than a debugger likes: -O2 takes GCC 12 up to 74 s a file with the two sanitizers, -Og 21 s.
 if(FVMM_SANITIZE)
@@ -37,6 +39,9 @@ if(FVMM_SANITIZE)
   # Sanitizer instrumentation makes GCC 12 report false uninitialized and bounds warnings in the standard library.
   target_compile_options(fvmm_flags INTERFACE -Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow
                          -Wno-restrict -Wno-tsan)
+endif()
+if(FVMM_FUZZ)
+  target_compile_options(fvmm_flags INTERFACE -fsanitize=fuzzer-no-link -Wno-unknown-warning-option)
 endif()
 target_include_directories(fvmm_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
 

@@ -15,7 +15,8 @@ ScopedFifo::ScopedFifo() noexcept {
 ScopedFifo::~ScopedFifo() {
   if (!raised_) return;
   const sched_param param{};
-  (void)::pthread_setschedparam(::pthread_self(), SCHED_OTHER, &param);
+  // Taking RESET_ON_FORK back needs CAP_SYS_NICE, and does no good; without that this thread would stay as it is.
+  (void)::pthread_setschedparam(::pthread_self(), SCHED_OTHER | SCHED_RESET_ON_FORK, &param);
 }
 
 }  // namespace fvmm

@@ -107,6 +107,13 @@ Check overcommit(const HostFacts& facts) {
           strict ? "sysctl vm.overcommit_memory=1: every clone counts its whole RAM though it shares most of it" : ""};
 }
 
+Check seccomp(const HostFacts& facts) {
+  if (facts.seccomp_error == 0)
+    return {"seccomp", Verdict::kOk, "a worker's forbidden system call ends that worker", ""};
+  return {"seccomp", Verdict::kFail, because(facts.seccomp_error),
+          "run a kernel with CONFIG_SECCOMP_FILTER, or start fvmmd with --seccomp off"};
+}
+
 Check limits(const char* item, bool good, std::string detail, const char* fix) {
   return {item, good ? Verdict::kOk : Verdict::kWarn, std::move(detail), good ? "" : fix};
 }
@@ -140,6 +147,7 @@ std::vector<Check> judge(const HostFacts& facts) {
   checks.push_back(overcommit(facts));
   checks.push_back(optional("userfaultfd", facts.userfaultfd_error, "/dev/userfaultfd opens",
                             "give fvmmd access to /dev/userfaultfd (Linux 6.1), for templates of running VMs"));
+  checks.push_back(seccomp(facts));
   checks.push_back(limits("open files", facts.open_files_max >= kOpenFilesMin,
                           fmt::format("at most {}", facts.open_files_max),
                           "LimitNOFILE=65536 in fvmmd.service, or ulimit -Hn 65536"));

@@ -41,6 +41,7 @@ struct HostFacts {
   std::uint64_t memory_available_bytes = 0;
   int overcommit = 0;  // vm.overcommit_memory
   int userfaultfd_error = 0;
+  int seccomp_error = 0;               // of asking for a filter that kills the process
   std::uint64_t open_files_max = 0;    // hard RLIMIT_NOFILE
   std::uint64_t locked_bytes_max = 0;  // hard RLIMIT_MEMLOCK, all ones: unlimited
   int fifo_error = 0;                  // of asking for SCHED_FIFO

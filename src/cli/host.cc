@@ -46,6 +46,7 @@ int doctor(Session& session, const std::string& state_directory) {
 struct Poke {
   std::string vm;
   std::uint64_t flip = 0, capture = 0, replay = 0, drop = 0;
+  bool forbidden_call = false;
 };
 
 }  // namespace
@@ -73,6 +74,8 @@ void add_debug_commands(CLI::App& app, Chosen& chosen) {
   kinds.add_option("--capture", poke->capture, "Remember RAM page P");
   kinds.add_option("--replay", poke->replay, "Write back what was remembered of RAM page P");
   kinds.add_option("--drop", poke->drop, "Put back the template's bytes of RAM page P");
+  kinds.add_flag("--forbidden-call", poke->forbidden_call,
+                 "Let its worker make a system call that its seccomp filter forbids");
   kinds.require_option(1);
   command.callback([&chosen, &command, poke] {
     v1::PokeRequest request;
@@ -86,6 +89,7 @@ void add_debug_commands(CLI::App& app, Chosen& chosen) {
     choose("--capture", v1::CAPTURE, poke->capture);
     choose("--replay", v1::REPLAY, poke->replay);
     choose("--drop", v1::DROP, poke->drop);
+    choose("--forbidden-call", v1::FORBIDDEN_CALL, 0);
     chosen = [request](Session& session) {
       v1::Empty answer;
       return session.call("fvmm.v1.Vms/Poke", request, answer, kCallTimeout, [&] { session.out() << "done\n"; });

@@ -217,6 +217,7 @@ void print_vm(std::ostream& out, const v1::VmInfo& vm) {
       {"tracking", config.tracking().empty() ? "log" : config.tracking()},
       {"delta pages", vm.delta_unknown() ? "not known: found when needed" : std::to_string(vm.delta_pages())},
       {"worker pid", vm.worker_pid() == 0 ? "" : std::to_string(vm.worker_pid())},
+      {"seccomp", vm.seccomp()},
       {"console", vm.console_path()},
       {"virtio console", vm.virtio_console_path()},
       {"serial bytes", std::to_string(vm.serial_bytes())},

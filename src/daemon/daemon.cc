@@ -73,6 +73,7 @@ Status Daemon::open_workers(const DaemonOptions& options) {
   spawner.workers_directory = workers;
   spawner.test_hooks = options.test_hooks;
   spawner.complete_instructions = options.complete_instructions;
+  spawner.seccomp = options.seccomp;
   spawner_ = std::make_unique<ExecSpawner>(std::move(spawner));
   supervisor_ = std::make_unique<Supervisor>(*registry_, stop_);
   FVMM_TRY(supervisor_->adopt_all(workers));

@@ -32,6 +32,13 @@ std::optional<int> parse(CLI::App& app, int argc, const char* const* argv) {
   return std::nullopt;
 }
 
+void add_seccomp(CLI::App& app, SeccompMode& mode, const std::string& help) {
+  app.add_option_function<std::string>(
+         "--seccomp", [&mode](const std::string& text) { mode = parse_seccomp(text).value(); }, help)
+      ->check(CLI::IsMember({"on", "log", "off"}))
+      ->default_str(std::string(to_string(mode)));
+}
+
 Invocation parse_worker(int argc, const char* const* argv) {
   CLI::App app("fvmmd worker process (started by fvmmd)");
   WorkerOptions options;
@@ -44,6 +51,7 @@ Invocation parse_worker(int argc, const char* const* argv) {
   app.add_option("--ready-fd", options.ready_fd);
   app.add_flag("--test-hooks", options.test_hooks);
   app.add_flag("--complete-instructions", options.complete_instructions);
+  add_seccomp(app, options.seccomp, "");
   if (const auto code = parse(app, argc, argv)) return *code;
   options.socket = socket;
   return options;
@@ -102,6 +110,8 @@ Invocation parse_command_line(int argc, const char* const* argv) {
   app.add_flag("--test-hooks", options.test_hooks, "allow poke and injected failures (never in production)");
   app.add_flag("--complete-instructions", options.complete_instructions,
                "complete what KVM's emulator cannot do also where KVM is not KVM-PVM");
+  add_seccomp(app, options.seccomp,
+              "what a worker's system call that is on no list does: kill that worker, be logged, or nothing");
   app.add_option("--warm", warm, "SIZE[xN]: keep N workers of that RAM size ready; may be given several times");
   app.add_option("--warm-workers", options.warm_workers, "workers kept ready for each recently used size")
       ->capture_default_str()

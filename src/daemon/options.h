@@ -21,6 +21,7 @@ struct DaemonOptions {
   std::string listen;                        // HOST:PORT of the peer listener; empty: none
   bool test_hooks = false;
   bool complete_instructions = false;       // also on hosts that are not KVM-PVM
+  SeccompMode seccomp = kSeccompDefault;    // of workers
   std::map<Shape, unsigned> warm;           // --warm SIZE[xN]
   unsigned warm_workers = 1;                // of each recently used shape
   std::uint64_t replica_staging_bytes = 0;  // for incoming generations of all VMs; 0: kReplicaStagingPercent of RAM

@@ -61,6 +61,10 @@ bool WorkerProcess::wait_exit(const Deadline& deadline) {
     exit_text_ = "its worker ended";  // not our child: an earlier fvmmd started it
   } else if (info.si_code == CLD_EXITED) {
     exit_text_ = fmt::format("its worker exited with code {}", info.si_status);
+  } else if (info.si_status == SIGSYS) {
+    exit_text_ =
+        "its worker was killed by signal 31 (SIGSYS): it made a system call that its seccomp filter forbids; the "
+        "kernel's log has its number, and fvmmd --seccomp log lets it pass";
   } else {
     exit_text_ = fmt::format("its worker was killed by signal {} ({})", info.si_status,
                              ::strsignal(info.si_status));  // NOLINT(concurrency-mt-unsafe): glibc's is thread-safe

@@ -36,6 +36,7 @@ v1::VmInfo to_info(const VmView& view) {
   out.set_delta_pages(view.info.delta_pages());
   out.set_delta_unknown(view.info.delta_unknown());
   out.set_completed_instructions(view.info.completed_instructions());
+  out.set_seccomp(view.info.seccomp());
   return out;
 }
 

@@ -112,7 +112,8 @@ Result<std::shared_ptr<WorkerProcess>> ExecSpawner::spawn(const Shape& shape, co
                                      "--socket",   socket.string(),
                                      "--memory",   std::to_string(shape.memory_bytes),
                                      "--vcpus",    std::to_string(shape.vcpus),
-                                     "--ready-fd", std::to_string(kReadyFdInWorker)};
+                                     "--ready-fd", std::to_string(kReadyFdInWorker),
+                                     "--seccomp",  std::string(to_string(options_.seccomp))};
   if (options_.test_hooks) arguments.emplace_back("--test-hooks");
   if (options_.complete_instructions) arguments.emplace_back("--complete-instructions");
   const pid_t pid =

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "daemon/process.h"
+#include "daemon/seccomp.h"
 
 namespace fvmm::daemon {
 
@@ -37,6 +38,7 @@ class ExecSpawner final : public Spawner {
     std::filesystem::path executable = "/proc/self/exe";
     bool test_hooks = false;
     bool complete_instructions = false;
+    SeccompMode seccomp = kSeccompDefault;
   };
   explicit ExecSpawner(Options options) : options_(std::move(options)) {}
   Result<std::shared_ptr<WorkerProcess>> spawn(const Shape& shape, const Deadline& deadline) override;

@@ -4,9 +4,11 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <string_view>
 
+#include "daemon/privileges.h"
 #include "daemon/worker_process.h"
 #include "vmm/clock.h"
 
@@ -27,6 +29,15 @@ void explain_sigbus() {
   ::sigaction(SIGBUS, &action, nullptr);
 }
 
+// Privileges go while there is one thread, system calls once everything is there that needs others. /dev/kvm and what
+// comes later are opened as this user.
+Result<std::unique_ptr<Worker>> create_confined(const WorkerOptions& options) {
+  FVMM_TRY(drop_privileges(std::max(options.ready_fd, STDERR_FILENO)), "drop privileges");
+  auto worker = FVMM_TRY(Worker::create(options));
+  FVMM_TRY(enter_seccomp(options.seccomp), "seccomp");
+  return worker;
+}
+
 }  // namespace
 
 int worker_main(const WorkerOptions& options) {
@@ -35,7 +46,7 @@ int worker_main(const WorkerOptions& options) {
   // The host's Ctrl-C and a service stop are for fvmmd; a guest ends only by Worker/Stop (or SIGKILL).
   std::signal(SIGINT, SIG_IGN);
   std::signal(SIGTERM, SIG_IGN);
-  auto worker = Worker::create(options);
+  auto worker = create_confined(options);
   if (!worker) {
     spdlog::error("worker: {}", worker.error().message());
     return 1;
@@ -73,6 +84,7 @@ Worker::Worker(WorkerOptions options, std::string boot_id)
     info.set_pid(::getpid());
     info.mutable_shape()->set_memory_bytes(options_.memory_bytes);
     info.mutable_shape()->set_vcpus(options_.vcpus);
+    info.set_seccomp(std::string(to_string(options_.seccomp)));
   });
 }
 

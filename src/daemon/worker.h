@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <filesystem>
 
+#include "daemon/seccomp.h"
+
 namespace fvmm::daemon {
 
 struct WorkerOptions {
@@ -13,6 +15,7 @@ struct WorkerOptions {
   int ready_fd = -1;  // one byte is written here once it is warm and serves; -1: nobody waits
   bool test_hooks = false;
   bool complete_instructions = false;  // also on hosts that are not KVM-PVM
+  SeccompMode seccomp = kSeccompDefault;
 };
 
 /// Runs until Worker/Stop. Returns the process's exit code.

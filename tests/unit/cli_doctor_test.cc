@@ -48,6 +48,13 @@ TEST(CliDoctor, EachCapabilityIsNeeded) {
   }
 }
 
+TEST(CliDoctor, WithoutSeccompItSaysHowToRunAllTheSame) {
+  HostFacts facts = good_host();
+  facts.seccomp_error = ENOSYS;
+  expect(facts, "seccomp", Verdict::kFail);
+  EXPECT_NE(find(judge(facts), "seccomp").fix.find("--seccomp off"), std::string::npos);
+}
+
 TEST(CliDoctor, KvmThatDoesNotOpenSaysWhy) {
   HostFacts facts = good_host();
   facts.kvm_open_error = ENOENT;
