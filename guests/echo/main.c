@@ -135,8 +135,10 @@ void guest_main(u64 start_info) {
   struct line line;
   line_start(&line, "FVMM echo");
   line_field(&line, "slot", slot);
+  u64 shown = 0;
+  for (u32 i = 0; i < kMacBytes; ++i) shown = shown << 8 | mac[i];
   line_text(&line, " mac=");
-  for (u32 i = 0; i < kMacBytes; ++i) line_hex(&line, mac[i]);
+  line_hex(&line, shown);
   line_print(&line);
   u64 beats = 0;
   u64 next_beat = rdtsc() + beat;

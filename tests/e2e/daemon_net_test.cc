@@ -1,8 +1,9 @@
 // Networks between two real daemons: configured by fvmmctl, opened by fvmmd, carried by templates, clones and
 // migrations.
+#include <set>
+
 #include "support/daemons.h"
 #include "support/net_peer.h"
-#include "support/tap_network.h"
 
 namespace fvmm::test {
 namespace {
