@@ -105,7 +105,7 @@ static void start_queue(u32 which) {
 /// Where virtio-mmio devices are: ours, and those of QEMU's microvm.
 static const struct {
   u64 base, bytes, slots;
-} places[PLACES] = {{0xd0000000ULL, 0x1000, 19}, {0xfeb00000ULL, 0x200, 24}};
+} places[PLACES] = {{0xd0000000ULL, 0x1000, 18}, {0xfeb00000ULL, 0x200, 24}};
 
 static u64 find(void) {
   for (u32 place = 0; place < PLACES; ++place) {
