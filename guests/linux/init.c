@@ -4,10 +4,13 @@
 //   ws=N     pages that each thread dirties, 1 to 65536 (default 512)
 //   cpus=N   threads, one on each CPU, 1 to 16 (default 1)
 //   beat=N   milliseconds that a thread sleeps between two beats (default 20)
+//   net=N    eth0 has 10.77.0.N, 1 to 254, and a TCP server answers on port 7 (default: no network)
 //
-// Marks on the console: "INIT START", "BEAT cpu= step= sum=" (content.h), "ECHO ..." for a line that was typed. The
-// line "reboot" restarts the machine, which ends the VM.
+// Marks on the console: "INIT START", "BEAT cpu= step= sum=" (content.h), "NET up" when the network is, "ECHO ..." for
+// a line that was typed. The line "reboot" restarts the machine, which ends the VM; "net N" starts the network's driver
+// again, as 10.77.0.N.
 #include "linux/content.h"
+#include "linux/net.h"
 #include "linux/syscalls.h"
 
 enum {
@@ -22,6 +25,7 @@ struct Options {
   uint64_t pages;
   uint64_t threads;
   uint64_t beat_ms;
+  uint64_t net;  // 0: none
 };
 
 struct Line {
@@ -29,9 +33,9 @@ struct Line {
   unsigned length;
 };
 
-static struct Options options = {.pages = 512, .threads = 1, .beat_ms = 20};
+static struct Options options = {.pages = 512, .threads = 1, .beat_ms = 20, .net = 0};
 static struct Line typed;
-static _Alignas(16) unsigned char stacks[kThreadsMax][kStackBytes];
+static _Alignas(16) unsigned char stacks[kThreadsMax + 1][kStackBytes];  // the last is the server's
 
 static void put_text(struct Line* line, const char* text) {
   while (*text != 0 && line->length < kLineBytesMax - 1) line->text[line->length++] = *text++;
@@ -73,6 +77,20 @@ static void read_option(const char* word, const char* key, uint64_t limit, uint6
   if (*word == 0 && number >= 1 && number <= limit) *value = number;
 }
 
+static void say_net(const char* wrong) {
+  struct Line line = {.length = 0};
+  put_text(&line, wrong != 0 ? "ERROR network: " : "NET up");
+  if (wrong != 0) put_text(&line, wrong);
+  print(&line);
+}
+
+// "net N"
+static void restart_net(const char* text) {
+  uint64_t host = 0;
+  while (*text >= '0' && *text <= '9' && host < 255) host = host * 10 + (uint64_t)(*text++ - '0');
+  say_net(net_start_again(host));
+}
+
 static void restart(void) {
   enum { kMagic1 = (int)0xfee1dead, kMagic2 = 672274793, kRestart = 0x01234567 };
   syscall3(kSysReboot, kMagic1, kMagic2, kRestart);
@@ -81,6 +99,10 @@ static void restart(void) {
 static void obey(void) {
   typed.text[typed.length] = 0;
   if (equal(typed.text, "reboot")) restart();
+  if (typed.length > 4 && typed.text[0] == 'n' && typed.text[1] == 'e' && typed.text[2] == 't' &&
+      typed.text[3] == ' ') {
+    restart_net(typed.text + 4);
+  }
   struct Line answer = {.length = 0};
   put_text(&answer, "ECHO ");
   put_text(&answer, typed.text);
@@ -144,12 +166,12 @@ static void work(uint64_t cpu) {
 }
 
 // A thread: same memory and files, its own stack. It ends never, so nobody has to wait for it.
-static long start_thread(uint64_t cpu) {
+static long start_thread(void (*what)(uint64_t), uint64_t cpu) {
   enum { kVmFsFilesSighandThread = 0x10f00 };
   register long r10 __asm__("r10") = 0;
   register long r8 __asm__("r8") = 0;
   register uint64_t argument __asm__("r12") = cpu;
-  register void (*function)(uint64_t) __asm__("r13") = work;
+  register void (*function)(uint64_t) __asm__("r13") = what;
   long answer;
   __asm__ volatile(
       "syscall\n\t"
@@ -175,10 +197,15 @@ __attribute__((noreturn, used)) void start_init(const long* stack) {
     read_option(words[i], "ws", kPagesMax, &options.pages);
     read_option(words[i], "cpus", kThreadsMax, &options.threads);
     read_option(words[i], "beat", 60000, &options.beat_ms);
+    read_option(words[i], "net", 254, &options.net);
   }
   print_text("INIT START");
   for (uint64_t cpu = 1; cpu < options.threads; ++cpu) {
-    if (start_thread(cpu) < 0) print_text("ERROR no thread");
+    if (start_thread(work, cpu) < 0) print_text("ERROR no thread");
+  }
+  if (options.net != 0) {
+    say_net(net_start(options.net));
+    if (start_thread(net_serve, kThreadsMax) < 0) print_text("ERROR no thread");
   }
   work(0);
   for (;;) syscall3(kSysPause, 0, 0, 0);

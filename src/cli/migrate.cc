@@ -9,6 +9,7 @@
 #include "cli/cli11.h"
 #include "cli/commands.h"
 #include "cli/json.h"
+#include "cli/net_option.h"
 #include "cli/progress.h"
 
 namespace fvmm::cli {
@@ -20,6 +21,7 @@ constexpr std::chrono::seconds kResultGrace{
 
 struct Options {
   std::string vm, to, mode = "auto", max_downtime, timeout, bandwidth, test_hook;
+  std::vector<std::string> nets;
   std::uint32_t connections = 0;
   bool allow_throttle = false;
 };
@@ -96,6 +98,7 @@ Result<v1::MigrateRequest> to_request(const Options& options) {
       options.timeout.empty() ? kMigrationTimeout : FVMM_TRY(parse_duration(options.timeout), "--timeout");
   request.set_timeout_ms(to_timeout_ms(timeout));
   request.set_allow_throttle(options.allow_throttle);
+  for (const std::string& net : options.nets) *request.add_nets() = FVMM_TRY(parse_net_place(net));
   if (!options.bandwidth.empty()) {
     request.set_bandwidth_bytes_s(FVMM_TRY(parse_bandwidth(options.bandwidth), "--bandwidth"));
   }
@@ -203,6 +206,10 @@ void add_migrate_command(CLI::App& app, Chosen& chosen) {
   command.add_option("--bandwidth", options->bandwidth, "Limit over all connections, such as 1Gbit");
   command.add_flag("--allow-throttle", options->allow_throttle,
                    "Slow the guest down, step by step, when it dirties memory faster than the link carries it");
+  command
+      .add_option("--net", options->nets,
+                  "Where a network is connected there, such as net0:tap=NAME; of others as here. May be repeated")
+      ->allow_extra_args(false);
   command.add_option("--test-hook", options->test_hook)->group("");
   command.callback([&chosen, &command, options] {
     if (!command.get_subcommands().empty()) return;  // cancel or resolve was chosen

@@ -10,12 +10,14 @@
 #include "cli/cli11.h"
 #include "cli/commands.h"
 #include "cli/json.h"
+#include "cli/net_option.h"
 
 namespace fvmm::cli {
 namespace {
 
 struct CreateOptions {
   std::string name, memory, kernel, initrd, cmdline, cpu_template, tracking;
+  std::vector<std::string> nets;
   std::uint32_t vcpus = 1;
   bool rng = false, console = false, acpi = false;
   bool start = false;
@@ -42,6 +44,11 @@ int create(Session& session, const CreateOptions& options) {
   config.set_acpi(options.acpi);
   if (options.rng) config.add_virtio()->mutable_rng();
   if (options.console) config.add_virtio()->mutable_console();
+  for (const std::string& text : options.nets) {
+    auto net = parse_net(text);
+    if (!net) return session.fail(net.error(), kUsage);
+    *config.add_nets() = std::move(*net);
+  }
   request.set_start(options.start);
   v1::VmInfo answer;
   return session.call("fvmm.v1.Vms/Create", request, answer, kCallTimeout,
@@ -63,6 +70,10 @@ void add_create(CLI::App& vm, Chosen& chosen) {
   command.add_flag("--acpi", options->acpi, "ACPI tables (hardware-reduced), with a VM generation id");
   command.add_flag("--rng", options->rng, "A virtio random number generator");
   command.add_flag("--console", options->console, "A virtio console (Linux: hvc0), beside the serial port");
+  command
+      .add_option("--net", options->nets,
+                  "A network: tap=NAME or unix=PATH, then perhaps ,mac=02:..; may be given several times")
+      ->allow_extra_args(false);
   command.add_flag("--start", options->start, "Start it at once");
   command.callback([&chosen, options] { chosen = [options](Session& session) { return create(session, *options); }; });
 }
@@ -122,6 +133,7 @@ void add_list_and_show(CLI::App& vm, Chosen& chosen) {
 
 struct CloneOptions {
   std::string name, from, tracking;
+  std::vector<std::string> nets;
   std::uint32_t count = 1;
   bool start = false;
 };
@@ -133,6 +145,10 @@ void add_clone(CLI::App& vm, Chosen& chosen) {
   command.add_option("--template", options->from, "Template")->required();
   command.add_option("--count", options->count, "How many")->check(CLI::Range(1U, 10000U))->capture_default_str();
   add_tracking(command, options->tracking, "the template's when absent");
+  command
+      .add_option("--net", options->nets,
+                  "In place of the template's networks, once for each: as for create; %n is the clone's number")
+      ->allow_extra_args(false);
   command.add_flag("--start", options->start, "Start them at once");
   command.callback([&chosen, options] {
     chosen = [options](Session& session) {
@@ -141,6 +157,11 @@ void add_clone(CLI::App& vm, Chosen& chosen) {
       request.set_template_(options->from);
       request.set_count(options->count);
       request.set_tracking(options->tracking);
+      for (const std::string& text : options->nets) {
+        auto net = parse_net(text);
+        if (!net) return session.fail(net.error(), kUsage);
+        *request.add_nets() = std::move(*net);
+      }
       request.set_start(options->start);
       v1::VmList answer;
       return session.call("fvmm.v1.Vms/Clone", request, answer, kLongCallTimeout,
@@ -226,6 +247,9 @@ void print_vm(std::ostream& out, const v1::VmInfo& vm) {
       {"fencing token", std::to_string(vm.fencing_token())},
       {"moved to", vm.moved_to()},
       {"detail", vm.detail()}};
+  for (int i = 0; i < config.nets_size(); ++i) {
+    rows.push_back({fmt::format("net{}", i), net_text(config.nets(i), i < vm.nets_size() ? &vm.nets(i) : nullptr)});
+  }
   std::erase_if(rows, [](const auto& row) { return row[1].empty(); });
   out << align(rows);
 }

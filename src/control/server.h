@@ -23,8 +23,8 @@ namespace fvmm::control {
 
 inline constexpr std::uint32_t kRpcFrameBytesMax = 8 * 1024 * 1024;
 inline constexpr unsigned kConnectionsMax = 64;
-inline constexpr unsigned kCallsMax = 64;              // under way at once, over all connections
-inline constexpr unsigned kDescriptorsPerCallMax = 4;  // SCM_RIGHTS descriptors with one request
+inline constexpr unsigned kCallsMax = 64;               // under way at once, over all connections
+inline constexpr unsigned kDescriptorsPerCallMax = 16;  // SCM_RIGHTS descriptors with one request
 inline constexpr std::uint32_t kDefaultDeadlineMs = 30'000;
 inline constexpr std::chrono::milliseconds kFrameWaitMax{10'000};  // a request once begun must be whole within
 

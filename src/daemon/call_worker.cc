@@ -1,12 +1,21 @@
 #include "daemon/call_worker.h"
 
 #include <array>
+#include <vector>
 
 namespace fvmm::daemon {
 
 namespace {
+
 constexpr std::chrono::seconds kConnectWait{5};
+
+std::vector<int> numbers_of(std::span<const UniqueFd> descriptors) {
+  std::vector<int> numbers;
+  for (const UniqueFd& descriptor : descriptors) numbers.push_back(descriptor.get());
+  return numbers;
 }
+
+}  // namespace
 
 void StopSignal::fire() {
   const std::lock_guard lock(mutex_);
@@ -52,11 +61,13 @@ Status WorkerClient::stream(const char* method, const Request& request, StopSign
   return client->stream(std::string("fvmm.v1.Worker/") + method, request, on_message, deadline, descriptors);
 }
 
-Result<v1::WorkerInfo> WorkerClient::boot(const v1::WorkerBootRequest& request, const Deadline& deadline) const {
-  return call<v1::WorkerInfo>("Boot", request, deadline);
+Result<v1::WorkerInfo> WorkerClient::boot(const v1::WorkerBootRequest& request, std::span<const UniqueFd> nets,
+                                          const Deadline& deadline) const {
+  return call<v1::WorkerInfo>("Boot", request, deadline, numbers_of(nets));
 }
-Result<v1::WorkerInfo> WorkerClient::clone(const v1::WorkerCloneRequest& request, const Deadline& deadline) const {
-  return call<v1::WorkerInfo>("Clone", request, deadline);
+Result<v1::WorkerInfo> WorkerClient::clone(const v1::WorkerCloneRequest& request, std::span<const UniqueFd> nets,
+                                           const Deadline& deadline) const {
+  return call<v1::WorkerInfo>("Clone", request, deadline, numbers_of(nets));
 }
 Result<v1::WorkerInfo> WorkerClient::resume(const Deadline& deadline) const {
   return call<v1::WorkerInfo>("Resume", v1::Empty(), deadline);
@@ -126,10 +137,10 @@ Status WorkerClient::migrate(const v1::WorkerMigrateRequest& request, StopSignal
                              const std::function<bool(const v1::MigrateEvent&)>& event) const {
   return stream<v1::MigrateEvent>("Migrate", request, stop, deadline, event);
 }
-Status WorkerClient::receive(const v1::WorkerReceiveRequest& request, int connection, StopSignal& stop,
-                             const Deadline& deadline, const std::function<bool(const v1::WorkerInfo&)>& event) const {
-  const std::array<int, 1> descriptors{connection};
-  return stream<v1::WorkerInfo>("Receive", request, stop, deadline, event, descriptors);
+Status WorkerClient::receive(const v1::WorkerReceiveRequest& request, std::span<const UniqueFd> descriptors,
+                             StopSignal& stop, const Deadline& deadline,
+                             const std::function<bool(const v1::WorkerInfo&)>& event) const {
+  return stream<v1::WorkerInfo>("Receive", request, stop, deadline, event, numbers_of(descriptors));
 }
 
 }  // namespace fvmm::daemon

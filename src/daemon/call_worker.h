@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/result.h"
+#include "base/unique_fd.h"
 #include "control/client.h"
 #include "proto/worker.pb.h"
 
@@ -55,8 +56,11 @@ class WorkerClient {
   WorkerClient(WorkerClient&&) = delete;
   WorkerClient& operator=(WorkerClient&&) = delete;
 
-  virtual Result<v1::WorkerInfo> boot(const v1::WorkerBootRequest& request, const Deadline& deadline) const;
-  virtual Result<v1::WorkerInfo> clone(const v1::WorkerCloneRequest& request, const Deadline& deadline) const;
+  /// `nets`: the descriptors of its networks (vmm/net_config.h), which stay the caller's.
+  virtual Result<v1::WorkerInfo> boot(const v1::WorkerBootRequest& request, std::span<const UniqueFd> nets,
+                                      const Deadline& deadline) const;
+  virtual Result<v1::WorkerInfo> clone(const v1::WorkerCloneRequest& request, std::span<const UniqueFd> nets,
+                                       const Deadline& deadline) const;
   virtual Result<v1::WorkerInfo> resume(const Deadline& deadline) const;
   virtual Result<v1::WorkerInfo> pause(const Deadline& deadline) const;
   virtual Status stop(const Deadline& deadline) const;
@@ -81,8 +85,10 @@ class WorkerClient {
                        const std::function<bool(const v1::WorkerInfo&)>& event) const;
   virtual Status migrate(const v1::WorkerMigrateRequest& request, StopSignal& stop, const Deadline& deadline,
                          const std::function<bool(const v1::MigrateEvent&)>& event) const;
-  virtual Status receive(const v1::WorkerReceiveRequest& request, int connection, StopSignal& stop,
-                         const Deadline& deadline, const std::function<bool(const v1::WorkerInfo&)>& event) const;
+  /// `descriptors`: the control connection, then those of its networks.
+  virtual Status receive(const v1::WorkerReceiveRequest& request, std::span<const UniqueFd> descriptors,
+                         StopSignal& stop, const Deadline& deadline,
+                         const std::function<bool(const v1::WorkerInfo&)>& event) const;
 
  private:
   template <class Response, class Request>

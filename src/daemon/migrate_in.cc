@@ -16,6 +16,7 @@
 #include "daemon/peer_listener.h"
 #include "daemon/spawner.h"
 #include "daemon/template_service.h"
+#include "vmm/net_config.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -60,6 +61,7 @@ Status PeerListener::migrate_in(std::unique_ptr<net::Channel>& channel, const v1
     request.set_template_directory(base.directory.string());  // removed meanwhile: the worker rejects it
     request.set_resident_file(base.resident_file.string());
   }
+  auto nets = FVMM_TRY(vmm::open_nets(hello.vm()), "at the destination");
   Claim claim = FVMM_TRY(claim_incoming(context_.registry, hello, record, admission.returns));
   const Shape shape{hello.vm().memory_bytes(), hello.vm().vcpus()};
   const auto taken = FVMM_TRY(context_.pool.take(shape, Deadline::after(kTakeWait)));
@@ -71,26 +73,26 @@ Status PeerListener::migrate_in(std::unique_ptr<net::Channel>& channel, const v1
   admitted.assign(taken.worker);
   spdlog::info("VM {} comes in from {}, session {}{}", hello.vm().name(), hello.from(), session.hex(),
                taken.cold ? fmt::format(" (no warm worker fitted: {:.1f} ms)", taken.spawn_ms) : "");
-  UniqueFd connection = std::move(*channel).release();
+  nets.insert(nets.begin(), std::move(*channel).release());
   channel.reset();
   *request.mutable_hello() = hello;
-  receive(claim, taken.worker, std::move(connection), std::move(request));
+  receive(claim, taken.worker, std::move(nets), std::move(request));
   return {};
 }
 
-void PeerListener::receive(Claim& claim, const std::shared_ptr<WorkerProcess>& worker, UniqueFd connection,
-                           v1::WorkerReceiveRequest request) {
+void PeerListener::receive(Claim& claim, const std::shared_ptr<WorkerProcess>& worker,
+                           std::vector<UniqueFd> descriptors, v1::WorkerReceiveRequest request) {
   const v1::PeerHello& hello = request.hello();
   const std::string& name = hello.vm().name();
   request.set_vm_directory(claim.view().directory.string());
   const auto timeout = std::chrono::milliseconds(hello.timeout_ms() == 0 ? kTimeoutMs : hello.timeout_ms());
   const Deadline deadline = Deadline::after(timeout + kReceiveMargin).sooner(kIncomingWaitMax);
   const Status stream =
-      worker->client()->receive(request, connection.get(), context_.stop, deadline, [&](const v1::WorkerInfo& info) {
+      worker->client()->receive(request, descriptors, context_.stop, deadline, [&](const v1::WorkerInfo& info) {
         claim.note(info);
         return true;
       });
-  connection.reset();
+  descriptors.clear();
   // On the way out the worker goes on by itself; the next fvmmd adopts it and sees how it ends.
   if (context_.stop.fired()) return;
   const Status settled = settle_incoming(

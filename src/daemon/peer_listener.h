@@ -77,7 +77,7 @@ class PeerListener {
   /// A migration from Hello to its end. Errors before the worker has the connection are told to the source.
   Status migrate_in(std::unique_ptr<net::Channel>& channel, const v1::PeerHello& hello);
   [[nodiscard]] Result<AdmissionSnapshot> snapshot(const v1::PeerHello& hello) const;
-  void receive(Claim& claim, const std::shared_ptr<WorkerProcess>& worker, UniqueFd connection,
+  void receive(Claim& claim, const std::shared_ptr<WorkerProcess>& worker, std::vector<UniqueFd> descriptors,
                v1::WorkerReceiveRequest request);
 
   net::Listener listener_;  // the accept thread's

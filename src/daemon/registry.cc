@@ -35,6 +35,7 @@ v1::VmInfo to_info(const VmView& view) {
   out.set_serial_bytes(view.info.serial_bytes());
   out.set_delta_pages(view.info.delta_pages());
   out.set_delta_unknown(view.info.delta_unknown());
+  *out.mutable_nets() = view.info.nets();
   out.set_completed_instructions(view.info.completed_instructions());
   out.set_seccomp(view.info.seccomp());
   return out;

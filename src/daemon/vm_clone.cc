@@ -10,8 +10,43 @@
 #include "daemon/spawner.h"
 #include "daemon/template_service.h"
 #include "daemon/vm_service.h"
+#include "vmm/net_config.h"
 
 namespace fvmm::daemon {
+
+namespace {
+
+/// "%n" stands for the clone's number.
+std::string numbered(std::string text, unsigned number) {
+  if (const auto at = text.find("%n"); at != std::string::npos) text.replace(at, 2, std::to_string(number));
+  return text;
+}
+
+// Another VM: its networks get addresses of their own, and other places if the request says so.
+Status place_clone(v1::VmConfig& config, const v1::CloneRequest& request, unsigned number) {
+  if (request.nets_size() != 0 && request.nets_size() != config.nets_size()) {
+    return Error(Errc::kInvalidArgument,
+                 fmt::format("template {} has {} networks, and {} were given (--net, once for each, in its order)",
+                             request.template_(), config.nets_size(), request.nets_size()));
+  }
+  for (int i = 0; i < config.nets_size(); ++i) {
+    v1::NetConfig& net = *config.mutable_nets(i);
+    if (request.nets_size() == 0) {
+      net.clear_mac();
+      continue;
+    }
+    net = request.nets(i);
+    if (net.has_tap()) net.set_tap(numbered(net.tap(), number));
+    if (net.has_socket()) net.set_socket(numbered(net.socket(), number));
+    if (request.count() > 1 && !net.mac().empty()) {
+      return Error(Errc::kInvalidArgument, "several clones cannot have the same address: leave mac= out");
+    }
+  }
+  vmm::give_macs(config);
+  return {};
+}
+
+}  // namespace
 
 Result<std::vector<v1::VmRecord>> VmService::clone_records(const v1::CloneRequest& request) const {
   const unsigned count = std::max(1U, request.count());
@@ -29,6 +64,7 @@ Result<std::vector<v1::VmRecord>> VmService::clone_records(const v1::CloneReques
     record.mutable_config()->set_name(count == 1 ? request.name() : fmt::format("{}-{}", request.name(), i));
     if (!request.tracking().empty()) record.mutable_config()->set_tracking(request.tracking());
     write_down_tracking(*record.mutable_config());
+    FVMM_TRY(place_clone(*record.mutable_config(), request, i));
     FVMM_TRY(check_config(record.config()));
     record.set_state(v1::VM_CREATED);
     record.set_fencing_token(1);

@@ -7,6 +7,7 @@
 #include "daemon/checks.h"
 #include "daemon/spawner.h"
 #include "memory/tracking.h"
+#include "vmm/net_config.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -62,6 +63,7 @@ Result<v1::VmInfo> VmService::create(const v1::CreateVmRequest& request, const D
   record.mutable_config()->set_id(Id::random().raw());
   if (record.config().acpi()) record.mutable_config()->set_generation_id(Id::random().raw());
   write_down_tracking(*record.mutable_config());
+  vmm::give_macs(*record.mutable_config());
   record.set_state(v1::VM_CREATED);
   record.set_fencing_token(1);
   FVMM_TRY(check_config(record.config()));
@@ -93,6 +95,7 @@ Result<v1::VmInfo> VmService::start(const std::string& name, const Deadline& dea
 Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmView& vm,
                                           const Deadline& deadline) const {
   const auto client = worker.client();
+  const auto nets = FVMM_TRY(vmm::open_nets(vm.record.config()));
   if (vm.record.template_().id().empty()) {
     FVMM_TRY(check_files(vm.record.config()));
     v1::WorkerBootRequest request;
@@ -100,7 +103,7 @@ Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmV
     request.set_vm_directory(vm.directory.string());
     request.set_fencing_token(vm.record.fencing_token());
     request.set_run(true);
-    return client->boot(request, deadline);
+    return client->boot(request, nets, deadline);
   }
   const v1::TemplateRef& from = vm.record.template_();
   const Id id = FVMM_TRY(Id::from_bytes(from.id()), "template id");
@@ -113,7 +116,7 @@ Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmV
   request.set_resident_file(info.resident_file.string());
   request.set_fencing_token(vm.record.fencing_token());
   request.set_run(true);
-  return client->clone(request, deadline);
+  return client->clone(request, nets, deadline);
 }
 
 Status VmService::launch(Claim& claim, SteadyTime accepted, const Deadline& deadline) {

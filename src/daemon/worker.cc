@@ -100,9 +100,11 @@ void Worker::register_methods() {
   using control::Call;
   const std::string service = "fvmm.v1.Worker/";
   server_->unary<v1::WorkerBootRequest, v1::WorkerInfo>(
-      service + "Boot", [this](Call&, const v1::WorkerBootRequest& request) { return boot(request); });
+      service + "Boot",
+      [this](Call& call, const v1::WorkerBootRequest& request) { return boot(request, call.take_descriptors()); });
   server_->unary<v1::WorkerCloneRequest, v1::WorkerInfo>(
-      service + "Clone", [this](Call&, const v1::WorkerCloneRequest& request) { return clone(request); });
+      service + "Clone",
+      [this](Call& call, const v1::WorkerCloneRequest& request) { return clone(request, call.take_descriptors()); });
   server_->unary<v1::Empty, v1::WorkerInfo>(service + "Resume", [this](Call&, const v1::Empty&) { return resume(); });
   server_->unary<v1::Empty, v1::WorkerInfo>(service + "Pause", [this](Call&, const v1::Empty&) { return pause(); });
   server_->unary<v1::Empty, v1::WorkerInfo>(service + "Info", [this](Call&, const v1::Empty&) { return info(); });

@@ -8,6 +8,7 @@
 
 #include "base/pause_guard.h"
 #include "daemon/worker_process.h"
+#include "vmm/net_config.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -19,6 +20,25 @@ Status forbidden_call() {
   constexpr unsigned long kAsk = 0xffffffff;
   (void)::syscall(SYS_personality, kAsk);
   return Error(Errc::kFailedPrecondition, "the system call was let through: this worker's seccomp filter is not on");
+}
+
+void describe_nets(const vmm::Vm& vm, v1::WorkerInfo& info) {
+  for (std::size_t i = 0; i < vm.nets().size(); ++i) {
+    const devices::VirtioNet& net = *vm.nets()[i];
+    const devices::NetCounters counters = net.counters();
+    v1::NetInfo& out = *info.add_nets();
+    out.set_id(vmm::net_name(static_cast<int>(i)));
+    out.set_mac(to_bytes(net.mac()));
+    out.set_link_up(net.link_up());
+    out.set_received_frames(counters.received_frames);
+    out.set_received_bytes(counters.received_bytes);
+    out.set_sent_frames(counters.sent_frames);
+    out.set_sent_bytes(counters.sent_bytes);
+    out.set_receive_dropped(counters.receive_dropped);
+    out.set_send_dropped(counters.send_dropped);
+    out.set_filtered(counters.filtered);
+    out.set_announced(counters.announced);
+  }
 }
 
 }  // namespace
@@ -70,6 +90,7 @@ Result<v1::WorkerInfo> Worker::info() {
   if (auto* serial = serial_.load()) {  // set last when the VM is dressed: the VM is there, too
     now.set_serial_bytes(serial->total_bytes());
     now.set_completed_instructions(vm_->completed_instructions());
+    describe_nets(*vm_, now);
   }
   auto held = slot_.take("info", GuestSlot::Stay::kBrief);
   if (!held || held->empty()) return now;

@@ -83,11 +83,12 @@ Status Worker::start(migration::Guest& guest, bool run, SteadyTime began) {
   return {};
 }
 
-Result<v1::WorkerInfo> Worker::boot(const v1::WorkerBootRequest& request) {
+Result<v1::WorkerInfo> Worker::boot(const v1::WorkerBootRequest& request, std::vector<UniqueFd> nets) {
   const auto began = std::chrono::steady_clock::now();
   GuestSlot::Held held = FVMM_TRY(slot_.take("boot"));
   const v1::VmConfig& config = request.config();
   std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(config));
+  vm->give_nets(std::move(nets));
   const auto supported = FVMM_TRY(vm->kvm().supported_cpuid());
   const std::string cpu(config.cpu_template().empty() ? vmm::default_cpu_template(vm->kvm().features())
                                                       : std::string_view(config.cpu_template()));
@@ -109,7 +110,7 @@ Result<v1::WorkerInfo> Worker::boot(const v1::WorkerBootRequest& request) {
   return board_.get();
 }
 
-Result<v1::WorkerInfo> Worker::clone(const v1::WorkerCloneRequest& request) {
+Result<v1::WorkerInfo> Worker::clone(const v1::WorkerCloneRequest& request, std::vector<UniqueFd> nets) {
   const auto began = std::chrono::steady_clock::now();
   GuestSlot::Held held = FVMM_TRY(slot_.take("clone"));
   auto pin = FVMM_TRY(memory::OpenTemplate::open(request.template_directory()));
@@ -117,6 +118,7 @@ Result<v1::WorkerInfo> Worker::clone(const v1::WorkerCloneRequest& request) {
   if (state.vcpus_size() == 0) return Error(Errc::kDataLoss, "template " + pin.info().name + " has no vCPU state");
   const auto cpu = FVMM_TRY(vmm::unpack_cpuid(state.vcpus(0).cpuid()));
   std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(request.config()));
+  vm->give_nets(std::move(nets));
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())), "template " + pin.info().name);
   FVMM_TRY(dress(vm, request.config(), request.vm_directory(), cpu));
   FVMM_TRY(vm->memory().map_template(memory::resident_or_stored(request.resident_file(), pin)));
@@ -127,12 +129,14 @@ Result<v1::WorkerInfo> Worker::clone(const v1::WorkerCloneRequest& request) {
   }
   auto guest = wrap(std::move(vm), request.config(), request.fencing_token(), std::move(pin));
   FVMM_TRY(start(*guest, request.run(), began));
+  vm_->announce_nets();  // a recovered VM has come to this host; a clone with addresses of its own stays silent
   held.fill(std::move(guest));
   return board_.get();
 }
 
 // Everything slow of a migration to here, before READY.
-Result<std::unique_ptr<migration::Guest>> Worker::make_replica(const v1::WorkerReceiveRequest& request) {
+Result<std::unique_ptr<migration::Guest>> Worker::make_replica(const v1::WorkerReceiveRequest& request,
+                                                               std::vector<UniqueFd> nets) {
   const v1::PeerHello& hello = request.hello();
   const auto cpu = FVMM_TRY(vmm::unpack_cpuid(hello.cpu().cpuid()));
   std::optional<memory::OpenTemplate> pin;
@@ -144,6 +148,7 @@ Result<std::unique_ptr<migration::Guest>> Worker::make_replica(const v1::WorkerR
     }
   }
   std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(hello.vm()));
+  vm->give_nets(std::move(nets));
   FVMM_TRY(vmm::check_cpuid_fits(cpu, FVMM_TRY(vm->kvm().supported_cpuid())));
   FVMM_TRY(vm->set_tsc_khz(hello.cpu().tsc_khz()));
   FVMM_TRY(dress(vm, hello.vm(), request.vm_directory(), cpu));

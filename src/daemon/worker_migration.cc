@@ -5,6 +5,7 @@
 #include "base/scope_exit.h"
 #include "daemon/worker_process.h"
 #include "net/channel.h"
+#include "vmm/net_config.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -94,6 +95,7 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
   options.mode = plan.mode;
   options.why_mode = plan.why;
   options.peer = wanted.to();
+  if (wanted.nets_size() != 0) options.config_there = FVMM_TRY(vmm::place_nets(guest.config, wanted.nets()));
   options.from = request.from();
   if (wanted.connections() != 0) options.connections = wanted.connections();
   if (wanted.max_downtime_us() != 0) options.max_downtime = std::chrono::microseconds(wanted.max_downtime_us());
@@ -130,6 +132,7 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
     options.why_mode = plan.why;
     result = run_session(guest, options, transport, ended);
   }
+  if (ended == migration::SourceState::kDone) vm_->disconnect_nets();  // it may come back before this worker ends
   board_.change([&](v1::WorkerInfo& info) {
     switch (ended) {
       case migration::SourceState::kDone:
@@ -195,15 +198,19 @@ Result<v1::WorkerInfo> Worker::receive_guest(control::Call& call, const v1::Work
   GuestSlot::Held held = FVMM_TRY(slot_.take("receive"));
   if (!held.empty()) return Error(Errc::kFailedPrecondition, "this worker already has a VM");
   auto descriptors = call.take_descriptors();
-  if (descriptors.size() != 1) return Error(Errc::kInvalidArgument, "Receive needs the control connection");
+  if (descriptors.empty()) return Error(Errc::kInvalidArgument, "Receive needs the control connection");
   auto control = FVMM_TRY(net::Channel::adopt(std::move(descriptors[0])));
+  descriptors.erase(descriptors.begin());  // the rest are its networks
   destination_journal_ = std::make_unique<migration::FileJournal>(request.vm_directory());
   migration::DestinationSession::Environment environment;
-  environment.make_guest = [this, &request](const v1::PeerHello&) { return make_replica(request); };
+  environment.make_guest = [this, &request, &descriptors](const v1::PeerHello&) {
+    return make_replica(request, std::move(descriptors));
+  };
   environment.journal = destination_journal_.get();
   environment.boot_id = boot_id_;
   environment.on_step = FVMM_TRY(migration::parse_step_hook(options_.test_hooks ? request.hello().test_hook() : ""));
   environment.on_started = [this, &call](migration::Guest& guest) {
+    vm_->announce_nets();
     show(guest);
     board_.change([&guest](v1::WorkerInfo& info) {
       // The guest may already have stopped by itself.
@@ -263,6 +270,7 @@ Result<v1::WorkerInfo> Worker::settle(const v1::WorkerSettleRequest& request) {
   FVMM_TRY(migration::FileJournal(vm_directory_).write(record));
   if (runs) return board_.get();
   if (!request.resume()) {
+    vm_->disconnect_nets();
     board_.change([&](v1::WorkerInfo& info) {
       info.set_state(v1::VM_MOVED);
       info.set_moved_to(record.peer());

@@ -49,9 +49,11 @@ class Worker {
   void register_replication();
 
   // worker_guest.cc: making guests out of the warm VM
-  Result<v1::WorkerInfo> boot(const v1::WorkerBootRequest& request);
-  Result<v1::WorkerInfo> clone(const v1::WorkerCloneRequest& request);
-  Result<std::unique_ptr<migration::Guest>> make_replica(const v1::WorkerReceiveRequest& request);
+  // `nets`: descriptors of the configuration's networks, in its order.
+  Result<v1::WorkerInfo> boot(const v1::WorkerBootRequest& request, std::vector<UniqueFd> nets);
+  Result<v1::WorkerInfo> clone(const v1::WorkerCloneRequest& request, std::vector<UniqueFd> nets);
+  Result<std::unique_ptr<migration::Guest>> make_replica(const v1::WorkerReceiveRequest& request,
+                                                         std::vector<UniqueFd> nets);
   Result<std::shared_ptr<vmm::Vm>> take_warm(const v1::VmConfig& config);
   Status dress(const std::shared_ptr<vmm::Vm>& vm, const v1::VmConfig& config, const std::string& vm_directory,
                const vmm::CpuidTable& cpu);

@@ -116,9 +116,13 @@ void Virtqueue::disarm() {
   if (!event_idx_) store(rings_.device, kUsedNoNotify);
 }
 
-bool Virtqueue::pop(Chain& chain) {
+bool Virtqueue::waiting() {
   if (!usable()) return false;
-  if (indices_.next_available == seen_ && (!look() || indices_.next_available == seen_)) return false;
+  return indices_.next_available != seen_ || (look() && indices_.next_available != seen_);
+}
+
+bool Virtqueue::pop(Chain& chain) {
+  if (!waiting()) return false;
   const std::uint64_t slot = indices_.next_available % rings_.size;
   if (!walk(load(rings_.driver + kRingHeaderBytes + 2 * slot), chain)) return false;
   ++indices_.next_available;
@@ -131,6 +135,11 @@ void Virtqueue::unpop(std::uint16_t count) {
 }
 
 void Virtqueue::push(const Chain& chain, std::uint32_t written_bytes) {
+  fill(chain, written_bytes);
+  publish();
+}
+
+void Virtqueue::fill(const Chain& chain, std::uint32_t written_bytes) {
   if (!enabled_) return;
   FVMM_CHECK(in_flight() > 0, "an answer belongs to a request");
   std::array<std::byte, kUsedElementBytes> element{};
@@ -140,7 +149,10 @@ void Virtqueue::push(const Chain& chain, std::uint32_t written_bytes) {
   const Status written = memory_.write(rings_.device + kRingHeaderBytes + kUsedElementBytes * slot, element);
   FVMM_CHECK(written.ok(), "a ring lies in RAM");
   ++indices_.next_used;
-  store(rings_.device + 2, indices_.next_used);  // release: the element first
+}
+
+void Virtqueue::publish() {
+  if (enabled_) store(rings_.device + 2, indices_.next_used);  // release: the elements first
 }
 
 void Virtqueue::interrupt() {

@@ -96,10 +96,15 @@ class Virtqueue {
   void disarm();
   /// The next request. False: there is none, or the driver broke the rules.
   [[nodiscard]] bool pop(Chain& chain);
+  /// Whether there is a next request.
+  [[nodiscard]] bool waiting();
   /// Gives the last `count` requests back untaken; none of them has been pushed.
   void unpop(std::uint16_t count = 1);
   /// Answers a request, in any order. `written_bytes`: of the writable part, from its beginning.
   void push(const Chain& chain, std::uint32_t written_bytes);
+  /// The same for several that the driver shall see at once: fill() each, then publish().
+  void fill(const Chain& chain, std::uint32_t written_bytes);
+  void publish();
   /// Raises the used-buffer interrupt if there is something new and the driver wants to know. Once after several
   /// push().
   void interrupt();

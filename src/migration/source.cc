@@ -104,7 +104,7 @@ v1::PeerHello SourceSession::hello() const {
   hello.set_purpose(v1::MIGRATE);
   hello.set_session(session_.raw());
   hello.set_connections(options_.connections);
-  *hello.mutable_vm() = guest_.config;
+  *hello.mutable_vm() = options_.config_there.value_or(guest_.config);
   hello.set_mode(std::string(to_string(options_.mode)));
   if (options_.mode != Mode::kPrecopy) *hello.mutable_template_() = guest_.base;  // precopy is a copy of everything
   if (options_.by_way_back) {

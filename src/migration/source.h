@@ -58,10 +58,11 @@ struct SourceOptions {
   unsigned connections = 1;
   std::chrono::microseconds max_downtime{5000};
   std::chrono::milliseconds timeout{60'000};
-  bool by_way_back = false;             // against the generation that the peer kept when the VM came from there
-  bool allow_throttle = false;          // hold the guest back when it dirties faster than the link carries
-  std::uint64_t bandwidth_bytes_s = 0;  // over all connections, also in the pause; 0: no limit
-  std::string peer_test_hook;           // travels in the Hello
+  bool by_way_back = false;                  // against the generation that the peer kept when the VM came from there
+  bool allow_throttle = false;               // hold the guest back when it dirties faster than the link carries
+  std::uint64_t bandwidth_bytes_s = 0;       // over all connections, also in the pause; 0: no limit
+  std::optional<v1::VmConfig> config_there;  // as the peer shall have it; else as here
+  std::string peer_test_hook;                // travels in the Hello
   StepHook on_step;
   std::function<void(const v1::MigrateEvent&)> on_event;  // progress; on the session's thread
   std::chrono::nanoseconds scan{};                        // spent on find_delta() for this session: counts as its time

@@ -7,6 +7,7 @@
 #include "vmm/acpi.h"
 #include "vmm/irq.h"
 #include "vmm/mp_table.h"
+#include "vmm/net_config.h"
 #include "vmm/virtio_devices.h"
 
 namespace fvmm::vmm {
@@ -137,7 +138,20 @@ Status Vm::attach_virtio(const v1::VmConfig& config, devices::SerialOutput::Opti
     if (wanted.has_console()) console_ = static_cast<devices::VirtioConsole*>(device.get());
     FVMM_TRY(virtio_->add(std::move(device)));
   }
+  auto nets = FVMM_TRY(make_nets(config, std::move(net_descriptors_), gate_));
+  for (auto& net : nets) {
+    nets_.push_back(net.get());
+    FVMM_TRY(virtio_->add(std::move(net)));
+  }
   return {};
+}
+
+void Vm::announce_nets() {
+  for (devices::VirtioNet* net : nets_) net->announce();
+}
+
+void Vm::disconnect_nets() {
+  for (devices::VirtioNet* net : nets_) net->disconnect();
 }
 
 std::size_t Vm::console_input(std::span<const std::byte> bytes) {

@@ -23,6 +23,7 @@
 #include "devices/output_gate.h"
 #include "devices/serial.h"
 #include "devices/virtio_console.h"
+#include "devices/virtio_net.h"
 #include "memory/dirty.h"
 #include "memory/guest_memory.h"
 #include "memory/tracking.h"
@@ -67,6 +68,8 @@ class Vm {
   /// The virtio devices of a configuration, in its order. Once, before boot() or load_state(). `console_log`: of the
   /// virtio console, if there is one. kInvalidArgument as check_virtio().
   Status attach_virtio(const v1::VmConfig& config, devices::SerialOutput::Options console_log);
+  /// The descriptors of the configuration's networks, in its order (net_config.h). Before attach_virtio().
+  void give_nets(std::vector<UniqueFd> descriptors) { net_descriptors_ = std::move(descriptors); }
   /// CPUID of every vCPU. Once, before boot() or load_state().
   Status set_cpu(const CpuidTable& table);
   /// How its writes are tracked; logged unless this says otherwise. Once, before memory is mapped.
@@ -121,6 +124,12 @@ class Vm {
   [[nodiscard]] devices::SerialOutput* console_output() { return console_output_.get(); }
   std::size_t console_input(std::span<const std::byte> bytes);
   [[nodiscard]] VirtioSlots& virtio() { return *virtio_; }
+  /// In the order of the configuration. Their methods for any thread may be called.
+  [[nodiscard]] const std::vector<devices::VirtioNet*>& nets() const { return nets_; }
+  /// The guest has come to this host: its networks tell the switches around. Thread: any. After attach_virtio().
+  void announce_nets();
+  /// The guest has left this host for good: its networks fall silent and their backends are free. Thread: any.
+  void disconnect_nets();
   /// Everything that leaves this VM passes here.
   [[nodiscard]] devices::OutputGate& gate() { return gate_; }
 
@@ -166,6 +175,8 @@ class Vm {
   std::unique_ptr<devices::GatedSink> console_gated_;
   std::unique_ptr<VirtioSlots> virtio_;
   devices::VirtioConsole* console_ = nullptr;  // one of virtio_
+  std::vector<UniqueFd> net_descriptors_;      // until attach_virtio()
+  std::vector<devices::VirtioNet*> nets_;      // of virtio_
   VcpuEnvironment environment_;
   CpuidTable cpuid_;
   std::uint32_t host_tsc_khz_ = 0;

@@ -13,8 +13,10 @@
 #include "devices/virtio_abi.h"
 #include "devices/virtio_blk.h"
 #include "devices/virtio_console.h"
+#include "devices/virtio_net.h"
 #include "devices/virtio_rng.h"
 #include "support/fake_devices.h"
+#include "support/fake_wire.h"
 #include "support/threaded_device.h"
 #include "support/virtio_driver.h"
 
@@ -39,6 +41,15 @@ inline std::unique_ptr<devices::VirtioBlk> blk_over_memory(std::uint64_t bytes) 
                                                                       .id = "fvmm-test"});
 }
 
+/// A network that nobody else is on.
+inline std::unique_ptr<devices::VirtioNet> net_over_a_wire(std::shared_ptr<Wire> wire = std::make_shared<Wire>()) {
+  static devices::OutputGate open_gate;
+  return std::make_unique<devices::VirtioNet>(
+      devices::VirtioNetSetup{.backend = std::make_unique<WireBackend>(std::move(wire), true),
+                              .gate = open_gate,
+                              .mac = {2, 0x11, 0x22, 0x33, 0x44, 0x55}});
+}
+
 inline const std::vector<VirtioKind>& virtio_kinds() {
   static const std::vector<VirtioKind> all{
       {.name = "rng",
@@ -53,6 +64,11 @@ inline const std::vector<VirtioKind>& virtio_kinds() {
        .make = [](devices::OutputSink&) { return blk_over_memory(kMiB); },
        .queue = 0,
        .buffer_flags = 0,  // without room for a status: answered with nothing
+       .threaded = true},
+      {.name = "net",
+       .make = [](devices::OutputSink&) { return net_over_a_wire(); },
+       .queue = 1,
+       .buffer_flags = 0,
        .threaded = true},
       {.name = "threaded",
        .make = [](devices::OutputSink&) { return std::make_unique<ThreadedDevice>(); },

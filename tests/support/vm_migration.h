@@ -19,6 +19,7 @@
 #include "support/fake_peer.h"
 #include "support/guest_vm.h"
 #include "vmm/clock.h"
+#include "vmm/net_config.h"
 
 namespace fvmm::test {
 
@@ -100,6 +101,7 @@ inline migration::MakeGuest replica_maker(const memory::TemplateStore* store) {
     FVMM_TRY(vm->set_tracking(FVMM_TRY(memory::parse_tracking(hello.vm().tracking()))));
     FVMM_TRY(vm->set_tsc_khz(hello.cpu().tsc_khz()));
     FVMM_TRY(vm->attach_devices({}));
+    vm->give_nets(FVMM_TRY(vmm::open_nets(hello.vm())));
     FVMM_TRY(vm->attach_virtio(hello.vm(), {}));
     FVMM_TRY(vm->set_cpu(FVMM_TRY(vmm::unpack_cpuid(hello.cpu().cpuid()))));
     std::optional<memory::OpenTemplate> pin;

@@ -130,6 +130,9 @@ TEST_F(CliCommands, CreateSendsEveryOptionWithAbsolutePaths) {
   EXPECT_EQ(relative.find("virtio {"), std::string::npos);
   const std::string devices = sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--rng", "--console"});
   EXPECT_NE(devices.find("virtio { rng { } } virtio { console { } }"), std::string::npos) << devices;
+  const std::string nets =
+      sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--net", "tap=a", "--net", "unix=/s"});
+  EXPECT_NE(nets.find("nets { tap: \"a\" } nets { socket: \"/s\" }"), std::string::npos) << nets;
 }
 
 TEST_F(CliCommands, VerbsOnOneVmCallTheirMethod) {
@@ -184,6 +187,8 @@ TEST_F(CliCommands, CloneSendsCountAndStart) {
   EXPECT_EQ(sent({"vm", "clone", "w", "--template", "base", "--count", "100", "--start"}),
             "name: \"w\" template: \"base\" start: true count: 100");
   EXPECT_EQ(sent({"vm", "clone", "w", "--template", "base"}), "name: \"w\" template: \"base\" count: 1");
+  EXPECT_EQ(sent({"vm", "clone", "w", "--template", "base", "--net", "tap=w-%n"}),
+            "name: \"w\" template: \"base\" count: 1 nets { tap: \"w-%n\" }");
 }
 
 TEST_F(CliCommands, LogsArePrintedAsTheyAre) {
@@ -227,9 +232,9 @@ TEST_F(CliCommands, MigrateSendsEveryOption) {
             "vm: \"web1\" to: \"127.0.0.1:7001\" mode: \"auto\" timeout_ms: 60000");
   EXPECT_EQ(
       sent({"migrate", "web1", "--to", "h:1", "--mode", "precopy", "--connections", "4", "--max-downtime", "5ms",
-            "--timeout", "2m", "--test-hook", "cut:commit"}),
+            "--timeout", "2m", "--test-hook", "cut:commit", "--net", "net0:tap=b"}),
       "vm: \"web1\" to: \"h:1\" mode: \"precopy\" connections: 4 max_downtime_us: 5000 timeout_ms: 120000 test_hook: "
-      "\"cut:commit\"");
+      "\"cut:commit\" nets { id: \"net0\" net { tap: \"b\" } }");
 }
 
 TEST_F(CliCommands, MigrateJsonIsOneObjectAndProgressGoesToStandardError) {  // golden: scripts rely on it

@@ -56,6 +56,22 @@ class Queue : public ::testing::Test {
   Chain chain;
 };
 
+TEST_F(Queue, AnswersThatAreFilledAreSeenTogether) {
+  driver.start(0);
+  EXPECT_FALSE(queue().waiting());
+  offer(3);
+  ASSERT_TRUE(queue().waiting());
+  std::array<Chain, 3> chains;
+  for (Chain& one : chains) ASSERT_TRUE(queue().pop(one));
+  EXPECT_FALSE(queue().waiting());
+  for (std::uint32_t i = 0; i < chains.size(); ++i) queue().fill(chains.at(i), i + 1);
+  EXPECT_EQ(driver.used_index(0), 0U);
+  queue().publish();
+  for (std::uint32_t i = 0; i < chains.size(); ++i) {
+    EXPECT_EQ(driver.take_used(0), (testing::VirtioDriver::Used{.head = i, .bytes = i + 1}));
+  }
+}
+
 TEST_F(Queue, KernelIoGetsThePiecesAndMarksThemAtCompletion) {
   driver.start(0);
   driver.describe(0, 0, {.address = kDriverBuffers, .bytes = 16, .flags = kDescriptorNext, .next = 1});
