@@ -5,10 +5,18 @@
 enum {
   kSysRead = 0,
   kSysWrite = 1,
+  kSysOpen = 2,
+  kSysClose = 3,
   kSysPoll = 7,
   kSysMmap = 9,
+  kSysPread64 = 17,
+  kSysPwrite64 = 18,
   kSysPause = 34,
   kSysClone = 56,
+  kSysFsync = 74,
+  kSysMkdir = 83,
+  kSysMount = 165,
+  kSysUmount2 = 166,
   kSysReboot = 169,
   kSysSchedSetaffinity = 203,
 };

@@ -7,15 +7,17 @@
 #include "base/check.h"
 #include "devices/virtio_console.h"
 #include "devices/virtio_rng.h"
+#include "vmm/disk_config.h"
 #include "vmm/virtio_slots.h"
 
 namespace fvmm::vmm {
 
 Status check_virtio(const v1::VmConfig& config) {
   using Kind = v1::VirtioDevice::KindCase;
-  if (static_cast<unsigned>(config.virtio_size()) > kVirtioSlotsMax) {
+  const unsigned devices = static_cast<unsigned>(config.virtio_size() + config.disks_size());
+  if (devices > kVirtioSlotsMax) {
     return Error(Errc::kInvalidArgument,
-                 fmt::format("{} virtio devices; a VM has at most {}", config.virtio_size(), kVirtioSlotsMax));
+                 fmt::format("{} virtio devices; a VM has at most {}", devices, kVirtioSlotsMax));
   }
   const auto count = [&](Kind kind) {
     return std::ranges::count_if(config.virtio(), [&](const v1::VirtioDevice& d) { return d.kind_case() == kind; });
@@ -25,7 +27,7 @@ Status check_virtio(const v1::VmConfig& config) {
   }
   if (count(Kind::kRng) > 1) return Error(Errc::kInvalidArgument, "a VM has at most one virtio-rng device");
   if (count(Kind::kConsole) > 1) return Error(Errc::kInvalidArgument, "a VM has at most one virtio console");
-  return {};
+  return check_disks(config);
 }
 
 Result<std::unique_ptr<devices::VirtioDevice>> make_virtio(const v1::VirtioDevice& config,
