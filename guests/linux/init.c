@@ -5,11 +5,13 @@
 //   cpus=N   threads, one on each CPU, 1 to 16 (default 1)
 //   beat=N   milliseconds that a thread sleeps between two beats (default 20)
 //   net=N    eth0 has 10.77.0.N, 1 to 254, and a TCP server answers on port 7 (default: no network)
+//   disk=N   blocks of a file on /dev/vda (ext2) that the first thread writes and reads back, 1 to 1024 (default: none)
 //
-// Marks on the console: "INIT START", "BEAT cpu= step= sum=" (content.h), "NET up" when the network is, "ECHO ..." for
-// a line that was typed. The line "reboot" restarts the machine, which ends the VM; "net N" starts the network's driver
-// again, as 10.77.0.N.
+// Marks on the console: "INIT START", "BEAT cpu= step= sum=" (content.h), "NET up" when the network is, "DISK step="
+// after as many good steps on the disk, "ECHO ..." for a line that was typed, "ERROR ...". The line "reboot" restarts
+// the machine, which ends the VM; "net N" starts the network's driver again, as 10.77.0.N.
 #include "linux/content.h"
+#include "linux/disk.h"
 #include "linux/net.h"
 #include "linux/syscalls.h"
 
@@ -19,13 +21,15 @@ enum {
   kLineBytesMax = 128,
   kStackBytes = 16384,
   kBeatsPerMark = 10,
+  kBlocksMax = 1024,
 };
 
 struct Options {
   uint64_t pages;
   uint64_t threads;
   uint64_t beat_ms;
-  uint64_t net;  // 0: none
+  uint64_t blocks;  // 0: no disk
+  uint64_t net;     // 0: none
 };
 
 struct Line {
@@ -33,7 +37,7 @@ struct Line {
   unsigned length;
 };
 
-static struct Options options = {.pages = 512, .threads = 1, .beat_ms = 20, .net = 0};
+static struct Options options = {.pages = 512, .threads = 1, .beat_ms = 20, .net = 0, .blocks = 0};
 static struct Line typed;
 static _Alignas(16) unsigned char stacks[kThreadsMax + 1][kStackBytes];  // the last is the server's
 
@@ -77,6 +81,13 @@ static void read_option(const char* word, const char* key, uint64_t limit, uint6
   if (*word == 0 && number >= 1 && number <= limit) *value = number;
 }
 
+static void print_error(const char* what) {
+  struct Line line = {.length = 0};
+  put_text(&line, "ERROR ");
+  put_text(&line, what);
+  print(&line);
+}
+
 static void say_net(const char* wrong) {
   struct Line line = {.length = 0};
   put_text(&line, wrong != 0 ? "ERROR network: " : "NET up");
@@ -93,6 +104,7 @@ static void restart_net(const char* text) {
 
 static void restart(void) {
   enum { kMagic1 = (int)0xfee1dead, kMagic2 = 672274793, kRestart = 0x01234567 };
+  disk_end();
   syscall3(kSysReboot, kMagic1, kMagic2, kRestart);
 }
 
@@ -139,6 +151,22 @@ static void mark(uint64_t cpu, const struct Content* content) {
   print(&line);
 }
 
+// After an error the disk is left alone: one line says it.
+static void use_disk(uint64_t beat) {
+  if (options.blocks == 0) return;
+  const char* const wrong = disk_step();
+  if (wrong != 0) {
+    options.blocks = 0;
+    print_error(wrong);
+    return;
+  }
+  if (beat % kBeatsPerMark != 0) return;
+  struct Line line = {.length = 0};
+  put_text(&line, "DISK step=");
+  put_number(&line, disk_steps(), 10);
+  print(&line);
+}
+
 // Bound to its CPU, so that on a machine with several each is seen to run.
 static void work(uint64_t cpu) {
   enum { kReadWrite = 3, kPrivateAnonymous = 0x22 };
@@ -158,6 +186,7 @@ static void work(uint64_t cpu) {
     content_beat(&content);
     if (beat % kBeatsPerMark == 0) mark(cpu, &content);
     if (cpu == 0) {
+      use_disk(beat);
       listen_for(options.beat_ms);
     } else {
       syscall3(kSysPoll, 0, 0, (long)options.beat_ms);
@@ -197,9 +226,15 @@ __attribute__((noreturn, used)) void start_init(const long* stack) {
     read_option(words[i], "ws", kPagesMax, &options.pages);
     read_option(words[i], "cpus", kThreadsMax, &options.threads);
     read_option(words[i], "beat", 60000, &options.beat_ms);
+    read_option(words[i], "disk", kBlocksMax, &options.blocks);
     read_option(words[i], "net", 254, &options.net);
   }
   print_text("INIT START");
+  const char* const wrong = options.blocks != 0 ? disk_start(options.blocks) : 0;
+  if (wrong != 0) {
+    options.blocks = 0;
+    print_error(wrong);
+  }
   for (uint64_t cpu = 1; cpu < options.threads; ++cpu) {
     if (start_thread(work, cpu) < 0) print_text("ERROR no thread");
   }

@@ -22,9 +22,11 @@
 #define REG_QUEUE_DESC 0x080
 #define REG_QUEUE_DRIVER 0x090
 #define REG_QUEUE_DEVICE 0x0a0
+#define REG_CONFIG 0x100
 #define MAGIC 0x74726976
 #define FEATURE_EVENT_IDX (1U << 29)
 #define FEATURE_VERSION_1_HIGH 1U  // bit 32
+#define DESCRIPTOR_NEXT 1
 #define DESCRIPTOR_WRITE 2
 
 struct descriptor {
@@ -100,12 +102,25 @@ u32 queue_last_head(void) {
   return (u16)(driver_ring.index - 1) % QUEUE_SIZE;
 }
 
+u64 queue_config(u64 offset) {
+  return get(REG_CONFIG + offset) | (u64)get(REG_CONFIG + offset + 4) << 32;
+}
+
 void queue_offer(u64 address, u32 bytes) {
+  const struct queue_part part = {address, bytes, true};
+  queue_offer_chain(&part, 1);
+}
+
+void queue_offer_chain(const struct queue_part* parts, u32 count) {
   const u16 index = driver_ring.index;
   const u16 head = index % QUEUE_SIZE;
-  descriptors[head].address = address;
-  descriptors[head].bytes = bytes;
-  descriptors[head].flags = DESCRIPTOR_WRITE;
+  for (u32 i = 0; i < count; ++i) {
+    volatile struct descriptor* const descriptor = &descriptors[(head + i) % QUEUE_SIZE];
+    descriptor->address = parts[i].address;
+    descriptor->bytes = parts[i].bytes;
+    descriptor->flags = (u16)((parts[i].device_writes ? DESCRIPTOR_WRITE : 0) | (i + 1 < count ? DESCRIPTOR_NEXT : 0));
+    descriptor->next = (u16)((head + i + 1) % QUEUE_SIZE);
+  }
   driver_ring.heads[head] = head;
   driver_ring.used_event = index;  // an interrupt for this request
   __asm__ volatile("" ::: "memory");

@@ -9,6 +9,7 @@
 #include "base/units.h"
 #include "cli/cli11.h"
 #include "cli/commands.h"
+#include "cli/disk_option.h"
 #include "cli/json.h"
 #include "cli/net_option.h"
 
@@ -17,6 +18,7 @@ namespace {
 
 struct CreateOptions {
   std::string name, memory, kernel, initrd, cmdline, cpu_template, tracking;
+  std::vector<std::string> disks;
   std::vector<std::string> nets;
   std::uint32_t vcpus = 1;
   bool rng = false, console = false, acpi = false;
@@ -44,6 +46,11 @@ int create(Session& session, const CreateOptions& options) {
   config.set_acpi(options.acpi);
   if (options.rng) config.add_virtio()->mutable_rng();
   if (options.console) config.add_virtio()->mutable_console();
+  for (const std::string& words : options.disks) {
+    auto disk = parse_disk(words);
+    if (!disk) return session.fail(disk.error(), kUsage);
+    *config.add_disks() = std::move(*disk);
+  }
   for (const std::string& text : options.nets) {
     auto net = parse_net(text);
     if (!net) return session.fail(net.error(), kUsage);
@@ -70,6 +77,10 @@ void add_create(CLI::App& vm, Chosen& chosen) {
   command.add_flag("--acpi", options->acpi, "ACPI tables (hardware-reduced), with a VM generation id");
   command.add_flag("--rng", options->rng, "A virtio random number generator");
   command.add_flag("--console", options->console, "A virtio console (Linux: hvc0), beside the serial port");
+  command
+      .add_option("--disk", options->disks,
+                  "A disk: path=FILE[,base=FILE][,readonly][,shared][,id=NAME]; may be given several times")
+      ->allow_extra_args(false);
   command
       .add_option("--net", options->nets,
                   "A network: tap=NAME or unix=PATH, then perhaps ,mac=02:..; may be given several times")
@@ -247,6 +258,7 @@ void print_vm(std::ostream& out, const v1::VmInfo& vm) {
       {"fencing token", std::to_string(vm.fencing_token())},
       {"moved to", vm.moved_to()},
       {"detail", vm.detail()}};
+  for (const v1::DiskConfig& disk : config.disks()) rows.push_back({"disk", disk_text(disk)});
   for (int i = 0; i < config.nets_size(); ++i) {
     rows.push_back({fmt::format("net{}", i), net_text(config.nets(i), i < vm.nets_size() ? &vm.nets(i) : nullptr)});
   }

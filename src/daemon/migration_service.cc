@@ -11,6 +11,7 @@
 #include "memory/tracking.h"
 #include "migration/generation_line.h"
 #include "migration/source.h"
+#include "vmm/disk_config.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -58,6 +59,7 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}: only a running or paused VM can migrate",
                                                         request.vm(), state_text(vm.state())));
   }
+  FVMM_TRY(vmm::check_disks_travel(vm.record.config()));
   FVMM_TRY(claim.close_session(), request.vm());    // of the migration before, when the disk took no record then
   FVMM_TRY(claim.archive_session(), request.vm());  // its worker is about to overwrite session.pb
   const double before_ms = to_ms(std::chrono::steady_clock::now() - accepted);

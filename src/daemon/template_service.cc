@@ -10,6 +10,7 @@
 #include "daemon/call_worker.h"
 #include "daemon/checks.h"
 #include "migration/generation_line.h"
+#include "vmm/disk_config.h"
 
 namespace fvmm::daemon {
 
@@ -77,6 +78,7 @@ Result<v1::TemplateInfo> TemplateService::capture(const v1::CreateTemplateReques
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}: a template is taken of a running or paused VM",
                                                         request.vm(), state_text(vm.state())));
   }
+  FVMM_TRY(vmm::check_disks_readonly(vm.record.config(), "a template"));
   v1::WorkerTemplateRequest work;
   work.set_name(request.name());
   work.set_store_directory(store_.directory().string());

@@ -10,6 +10,7 @@
 #include "daemon/spawner.h"
 #include "daemon/template_service.h"
 #include "daemon/vm_service.h"
+#include "vmm/disk_config.h"
 #include "vmm/net_config.h"
 
 namespace fvmm::daemon {
@@ -55,6 +56,7 @@ Result<std::vector<v1::VmRecord>> VmService::clone_records(const v1::CloneReques
   }
   FVMM_TRY(check_name("VM", request.name()));
   const auto from = FVMM_TRY(store_.find(request.template_()));
+  FVMM_TRY(vmm::check_disks_readonly(from.config, "template " + from.name));
   std::vector<v1::VmRecord> records;
   for (unsigned i = 1; i <= count; ++i) {
     v1::VmRecord record;

@@ -5,6 +5,7 @@
 
 #include "daemon/call_worker.h"
 #include "daemon/checks.h"
+#include "daemon/disk_files.h"
 #include "daemon/spawner.h"
 #include "memory/tracking.h"
 #include "vmm/net_config.h"
@@ -69,6 +70,7 @@ Result<v1::VmInfo> VmService::create(const v1::CreateVmRequest& request, const D
   FVMM_TRY(check_config(record.config()));
   FVMM_TRY(check_fits(record.config(), FVMM_TRY(read_host_memory())));
   FVMM_TRY(check_files(record.config()));
+  FVMM_TRY(check_disk_files(record.config()));
   auto claims = FVMM_TRY(registry_.reserve({record}, "create"));
   if (request.start()) {
     FVMM_TRY(launch(claims.front(), accepted, deadline), record.config().name());
@@ -92,9 +94,17 @@ Result<v1::VmInfo> VmService::start(const std::string& name, const Deadline& dea
   return to_info(view);
 }
 
+Status VmService::ready_disks(const v1::VmConfig& config) const {
+  if (config.disks().empty()) return {};
+  FVMM_TRY(check_disk_files(config));
+  FVMM_TRY(check_disks_free(config, registry_.list()));
+  return make_disk_layers(config);
+}
+
 Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmView& vm,
                                           const Deadline& deadline) const {
   const auto client = worker.client();
+  FVMM_TRY(ready_disks(vm.record.config()));
   const auto nets = FVMM_TRY(vmm::open_nets(vm.record.config()));
   if (vm.record.template_().id().empty()) {
     FVMM_TRY(check_files(vm.record.config()));

@@ -61,6 +61,7 @@ class VmService {
  private:
   /// Takes a worker and runs the claimed VM in it: from its template if it came from one, else from its kernel.
   Status launch(Claim& claim, SteadyTime accepted, const Deadline& deadline);
+  Status ready_disks(const v1::VmConfig& config) const;  // nobody else has them, and layers to be made are made
   Result<v1::WorkerInfo> boot_in(const WorkerProcess& worker, const VmView& vm, const Deadline& deadline) const;
   Result<std::vector<v1::VmRecord>> clone_records(const v1::CloneRequest& request) const;
   Status launch_all(std::vector<Claim>& claims, SteadyTime accepted, const Deadline& deadline);

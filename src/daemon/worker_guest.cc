@@ -71,6 +71,7 @@ void Worker::show(const migration::Guest& guest) {
 }
 
 Status Worker::start(migration::Guest& guest, bool run, SteadyTime began) {
+  FVMM_TRY(guest.machine->take_disks());  // paused or not, it is this VM's from here on
   show(guest);
   if (!run) {
     board_.set_state(v1::VM_PAUSED, "");

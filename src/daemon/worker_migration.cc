@@ -133,6 +133,8 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
     result = run_session(guest, options, transport, ended);
   }
   if (ended == migration::SourceState::kDone) vm_->disconnect_nets();  // it may come back before this worker ends
+  // Given back, but its disks could not be taken back.
+  const bool stands = guest.machine->paused() && guest.machine->fenced();
   board_.change([&](v1::WorkerInfo& info) {
     switch (ended) {
       case migration::SourceState::kDone:
@@ -146,7 +148,7 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
         return;
       default:
         // A guest that stopped by itself meanwhile has the last word.
-        if (info.state() == v1::VM_MIGRATING) info.set_state(before);
+        if (info.state() == v1::VM_MIGRATING) info.set_state(stands ? v1::VM_PAUSED : before);
         info.set_detail(result.error());
     }
   });
@@ -265,6 +267,8 @@ Result<v1::WorkerInfo> Worker::settle(const v1::WorkerSettleRequest& request) {
   if (held.empty() || (state != v1::VM_UNSETTLED && !runs)) {
     return Error(Errc::kFailedPrecondition, "nothing is unsettled here");
   }
+  // Whoever runs it elsewhere has its disks: no word and no flag overrules that.
+  if (request.resume()) FVMM_TRY(held->machine->take_disks(), "the VM may run elsewhere");
   auto record = FVMM_TRY(migration::read_session_record(vm_directory_));
   record.set_outcome(request.resume() ? v1::OUTCOME_ABORTED : v1::OUTCOME_STARTED);
   FVMM_TRY(migration::FileJournal(vm_directory_).write(record));

@@ -162,6 +162,29 @@ disk::EngineCounters VirtioBlk::counters() const {
   return engine_->counters();
 }
 
+Status VirtioBlk::flush(const Deadline& deadline) {
+  const Error late(Errc::kDeadlineExceeded, fmt::format("disk \"{}\" cannot be flushed in time", id_));
+  const std::unique_lock lock(mutex_, deadline.at());
+  if (!lock) return late;
+  FVMM_CHECK(quiet_, "only a disk at rest is flushed by its owner");
+  if (!writable_) return {};
+  flush_token_ = next_token_++;
+  flushed_.reset();
+  pending_[flush_token_] = nullptr;
+  engine_->start({.kind = disk::Request::Kind::kFlush, .offset = 0, .bytes = 0, .data = {}, .token = flush_token_});
+  while (!flushed_) {
+    if (deadline.passed()) return late;
+    FVMM_TRY(engine_->poll(deadline));
+  }
+  return *flushed_;
+}
+
+Status VirtioBlk::reread() {
+  const std::lock_guard lock(mutex_);
+  FVMM_CHECK(quiet_, "only a disk at rest is read again");
+  return engine_->reread();
+}
+
 void VirtioBlk::run() {
   for (;;) {
     std::array<pollfd, 2> fds{pollfd{.fd = doorbell_.get(), .events = POLLIN, .revents = 0},

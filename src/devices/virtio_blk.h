@@ -9,6 +9,7 @@
 #include <array>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -61,6 +62,10 @@ class VirtioBlk final : public VirtioDevice {
   [[nodiscard]] int doorbell(unsigned queue) const override;
 
   [[nodiscard]] disk::EngineCounters counters() const;
+  /// All that was answered is on the files, and what their maps say of it. kDeadlineExceeded, kIo. Only while quiet.
+  Status flush(const Deadline& deadline);
+  /// Sees what another host wrote to the files since they were opened. As disk::Engine::reread(). Only while quiet.
+  Status reread();
 
  private:
   /// A chain taken and not yet answered.
@@ -92,8 +97,10 @@ class VirtioBlk final : public VirtioDevice {
   mutable DeadlineMutex mutex_;  // queue, engine and all below, down to quiet_
   std::unique_ptr<disk::Engine> engine_;
   Driver driver_;
-  std::unordered_map<std::uint64_t, std::unique_ptr<Pending>> pending_;  // by token
+  std::unordered_map<std::uint64_t, std::unique_ptr<Pending>> pending_;  // by token; null: of flush()
   std::uint64_t next_token_ = 1;
+  std::uint64_t flush_token_ = 0;  // of flush()
+  std::optional<Status> flushed_;  // how that one ended
   unsigned failures_logged_ = 0;
   bool quiet_ = true;
   bool stopping_ = false;

@@ -129,6 +129,10 @@ void VirtioBlk::ended(std::uint64_t token, const Status& status) {
   FVMM_CHECK(found != pending_.end(), "a disk request that nobody made has ended");
   const std::unique_ptr<Pending> pending = std::move(found->second);
   pending_.erase(found);
+  if (!pending) {
+    if (token == flush_token_) flushed_ = status;  // else of a flush() whose deadline passed
+    return;
+  }
   if (stopping_) return;
   if (!status && failures_logged_ < kBlkFailuresLoggedMax) {
     ++failures_logged_;

@@ -192,6 +192,12 @@ Status Engine::drain(const Deadline& deadline) {
   return {};
 }
 
+Status Engine::reread() {
+  FVMM_CHECK(jobs_.empty(), "a disk is read again only while nothing is under way");
+  freed_.clear();  // of the map that goes
+  return stack_.is_raw() ? Status{} : stack_.top()->reread();
+}
+
 std::vector<ClusterIndex> Engine::take_dirty() {
   std::vector<ClusterIndex> out;
   for (ClusterIndex i = 0; i < dirty_.size(); ++i) {

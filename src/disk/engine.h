@@ -58,6 +58,8 @@ class Engine {
   [[nodiscard]] int wait_fd() const { return io_->wait_fd(); }
   [[nodiscard]] const Stack& stack() const { return stack_; }
   [[nodiscard]] const EngineCounters& counters() const { return counters_; }
+  /// With nothing under way: what another host wrote to the top layer since it was opened is seen. As Layer::reread().
+  Status reread();
   /// Clusters changed since the last call: for a migration, which reads them after. Only of writes that have ended.
   std::vector<ClusterIndex> take_dirty();
 

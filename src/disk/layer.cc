@@ -6,6 +6,7 @@
 #include <xxhash.h>
 
 #include <array>
+#include <cerrno>
 #include <cstring>
 
 #include "base/check.h"
@@ -64,6 +65,12 @@ Result<LayerInfo> decode(const Header& header) {
   return LayerInfo{.id = {header.id}, .parent = {header.parent}, .disk_bytes = header.disk_bytes};
 }
 
+Result<LayerInfo> read_header(int fd) {
+  Header header{};
+  FVMM_TRY(read_all(fd, std::as_writable_bytes(std::span(&header, 1)), 0));
+  return decode(header);
+}
+
 }  // namespace
 
 Layer::Layer(std::filesystem::path path, UniqueFd file, const LayerInfo& info)
@@ -102,9 +109,7 @@ Result<std::unique_ptr<Layer>> Layer::create(const std::filesystem::path& path, 
 
 Result<std::unique_ptr<Layer>> Layer::open(const std::filesystem::path& path, Access access) {
   UniqueFd file = FVMM_TRY(open_file(path, access == Access::kWrite ? O_RDWR : O_RDONLY));
-  Header header{};
-  FVMM_TRY(read_all(file.get(), std::as_writable_bytes(std::span(&header, 1)), 0), path.string());
-  const LayerInfo info = FVMM_TRY(decode(header), path.string());
+  const LayerInfo info = FVMM_TRY(read_header(file.get()), path.string());
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) return Error(Errc::kIo, "fstat " + path.string(), errno);
   if (static_cast<std::uint64_t>(status.st_size) != file_bytes(info.disk_bytes)) {
@@ -113,10 +118,30 @@ Result<std::unique_ptr<Layer>> Layer::open(const std::filesystem::path& path, Ac
                                       std::to_string(file_bytes(info.disk_bytes)));
   }
   std::unique_ptr<Layer> layer(new Layer(path, std::move(file), info));
-  std::vector<std::byte> map(ClusterMap::disk_bytes(clusters_of(info.disk_bytes)));
-  FVMM_TRY(read_all(layer->fd(), map, map_offset(0)), path.string());
-  FVMM_TRY(layer->map_.load(map), path.string());
+  FVMM_TRY(layer->read_map(), path.string());
   return layer;
+}
+
+Result<bool> Layer::is_layer(int fd) {
+  std::array<char, kMagic.size()> magic{};
+  const ssize_t got = ::pread(fd, magic.data(), magic.size(), 0);
+  if (got < 0) return Error(Errc::kIo, "read", errno);
+  return magic == kMagic;
+}
+
+Status Layer::read_map() {
+  std::vector<std::byte> map(ClusterMap::disk_bytes(clusters_of(info_.disk_bytes)));
+  FVMM_TRY(read_all(fd(), map, map_offset(0)));
+  return map_.load(map);
+}
+
+Status Layer::reread() {
+  const LayerInfo now = FVMM_TRY(read_header(fd()), path_.string());
+  if (now.id != info_.id || now.parent != info_.parent || now.disk_bytes != info_.disk_bytes) {
+    return Error(Errc::kFailedPrecondition, path_.string() + " has become another layer since it was opened");
+  }
+  FVMM_TRY(read_map(), path_.string());
+  return {};
 }
 
 }  // namespace fvmm::disk

@@ -33,6 +33,12 @@ class Layer {
   /// kNotFound; kDataLoss for a file that is not a whole layer; kUnimplemented for a version of the future.
   static Result<std::unique_ptr<Layer>> open(const std::filesystem::path& path, Access access);
 
+  /// Whether the file says at its start that it is a layer, whole or not. kIo.
+  static Result<bool> is_layer(int fd);
+  /// Header and map again, as another host may have written them since. kFailedPrecondition when it is another layer
+  /// now; errors as open(). What was changed here and not written is lost.
+  Status reread();
+
   [[nodiscard]] const LayerInfo& info() const { return info_; }
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
   [[nodiscard]] int fd() const { return file_.get(); }
@@ -43,6 +49,7 @@ class Layer {
 
  private:
   Layer(std::filesystem::path path, UniqueFd file, const LayerInfo& info);
+  Status read_map();
   std::filesystem::path path_;
   UniqueFd file_;
   LayerInfo info_;

@@ -46,6 +46,7 @@ class Stack {
   [[nodiscard]] bool is_raw() const { return top_ == nullptr; }
   [[nodiscard]] Layer* top() { return top_.get(); }
   [[nodiscard]] int write_fd() const { return top_ ? top_->fd() : base_.file.get(); }
+  [[nodiscard]] int base_fd() const { return base_.file.get(); }  // -1: zeros are below all
 
   /// Whether it is the base's, which may be shorter than the disk: past its end are zeros.
   [[nodiscard]] bool is_base(int fd) const { return !is_raw() && fd == base_.file.get(); }

@@ -200,6 +200,7 @@ Status DestinationSession::start() {
   phase_began_ = std::chrono::steady_clock::now();
   guest_->fencing_token = hello_.fencing_token();
   FVMM_TRY(step("run"));
+  FVMM_TRY(guest_->machine->take_disks());
   if (!state_message_.paused()) FVMM_TRY(guest_->machine->resume(), "run");
   start_ended(Start::kRunning);
   FVMM_TRY(advance(DestinationEvent::kRunning));

@@ -43,6 +43,17 @@ class Machine {
   virtual Result<v1::MachineState> save_state() = 0;
   virtual Status load_state(const v1::MachineState& state) = 0;
   [[nodiscard]] virtual v1::CpuIdentity cpu() const = 0;
+
+  // Disks whose files both hosts reach. A machine that has none does nothing here.
+
+  /// All that the guest was told is written is on the files. Also before a pause, while the guest runs, so that little
+  /// is left for it. kDeadlineExceeded, kIo.
+  virtual Status flush_disks() { return {}; }
+  /// The peer may take them. Paused, and flushed since.
+  virtual void let_go_of_disks() {}
+  /// Paused. Locks them here, if they are not, and sees what the peer wrote; resume() does so too. kFailedPrecondition
+  /// while somebody else has one.
+  virtual Status take_disks() { return {}; }
 };
 
 /// Makes the delta known where nothing was logged so far (tracking `scan`): before a pause, never in one. How long that

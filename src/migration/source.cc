@@ -245,6 +245,8 @@ void SourceSession::back_out(const Error& error) {
   if (state_ != SourceState::kAborted) return;
   Status recorded;
   if (recorded_) recorded = write_record(v1::OUTCOME_ABORTED);
+  const Status disks = guest_.machine->take_disks();
+  if (!disks) spdlog::error("disks after an aborted migration: {}; the VM stays paused", disks.error().message());
   if (we_paused_) {
     const Status resumed = guest_.machine->resume();
     if (!resumed) spdlog::error("resume after an aborted migration: {}", resumed.error().message());

@@ -160,6 +160,11 @@ Status SourceSession::copy_rounds() {
 }
 
 Status SourceSession::stop_and_copy() {
+  const bool disks = guest_.config.disks_size() != 0;
+  if (disks) {
+    FVMM_TRY(guest_.machine->flush_disks());
+    phase_done("disks");
+  }
   pause_begins_.emplace();
   FVMM_TRY(step("pause"));
   Machine& machine = *guest_.machine;
@@ -168,6 +173,10 @@ Status SourceSession::stop_and_copy() {
   we_paused_ = !machine.paused();
   FVMM_TRY(machine.pause());
   phase_done("pause");
+  if (disks) {
+    FVMM_TRY(machine.flush_disks());
+    phase_done("flush");
+  }
   FVMM_TRY(step("save"));
   v1::PeerMessage message;
   message.set_kind(v1::PEER_STATE);
@@ -207,6 +216,7 @@ Status SourceSession::commit() {
     committing_ = false;
     return may;
   }
+  guest_.machine->let_go_of_disks();  // before COMMIT: with it the peer takes them
   advance(SourceEvent::kPeerPrepared);
   v1::PeerMessage message;
   message.set_kind(v1::PEER_COMMIT);

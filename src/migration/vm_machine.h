@@ -22,6 +22,9 @@ class VmMachine final : public Machine {
   void throttle(unsigned percent) override { vm_->throttle(percent); }
   Result<v1::MachineState> save_state() override { return vm_->save_state(); }
   Status load_state(const v1::MachineState& state) override { return vm_->load_state(state); }
+  Status flush_disks() override { return vm_->flush_disks(); }
+  void let_go_of_disks() override { vm_->let_go_of_disks(); }
+  Status take_disks() override { return vm_->take_disks(); }
   [[nodiscard]] v1::CpuIdentity cpu() const override {
     v1::CpuIdentity cpu;
     cpu.set_cpuid(vmm::pack_cpuid(vm_->cpuid()));

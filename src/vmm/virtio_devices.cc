@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "devices/virtio_console.h"
 #include "devices/virtio_rng.h"
+#include "vmm/disk_config.h"
 #include "vmm/net_config.h"
 #include "vmm/virtio_slots.h"
 
@@ -14,7 +15,7 @@ namespace fvmm::vmm {
 
 Status check_virtio(const v1::VmConfig& config) {
   using Kind = v1::VirtioDevice::KindCase;
-  const auto devices = static_cast<unsigned>(config.virtio_size() + config.nets_size());
+  const auto devices = static_cast<unsigned>(config.virtio_size() + config.disks_size() + config.nets_size());
   if (devices > kVirtioSlotsMax) {
     return Error(Errc::kInvalidArgument,
                  fmt::format("{} virtio devices; a VM has at most {}", devices, kVirtioSlotsMax));
@@ -27,6 +28,7 @@ Status check_virtio(const v1::VmConfig& config) {
   }
   if (count(Kind::kRng) > 1) return Error(Errc::kInvalidArgument, "a VM has at most one virtio-rng device");
   if (count(Kind::kConsole) > 1) return Error(Errc::kInvalidArgument, "a VM has at most one virtio console");
+  FVMM_TRY(check_disks(config));
   return check_nets(config);
 }
 

@@ -138,6 +138,9 @@ Status Vm::attach_virtio(const v1::VmConfig& config, devices::SerialOutput::Opti
     if (wanted.has_console()) console_ = static_cast<devices::VirtioConsole*>(device.get());
     FVMM_TRY(virtio_->add(std::move(device)));
   }
+  for (const v1::DiskConfig& wanted : config.disks()) {
+    FVMM_TRY(virtio_->add(FVMM_TRY(disks_.attach(wanted, gate_))));
+  }
   auto nets = FVMM_TRY(make_nets(config, std::move(net_descriptors_), gate_));
   for (auto& net : nets) {
     nets_.push_back(net.get());
@@ -230,6 +233,7 @@ Status Vm::announce_generation(const Id& generation) {
 Status Vm::resume() {
   FVMM_TRY(fenced());
   if (!paused_) return {};
+  FVMM_TRY(disks_.take());
   virtio_->resume();
   std::vector<Vcpu::Answer> answers;
   for (auto& vcpu : vcpus_) {
@@ -250,6 +254,10 @@ Status Vm::resume() {
   }
   paused_ = false;
   return {};
+}
+
+Status Vm::flush_disks() {
+  return paused_ ? disks_.flush(Deadline::after(kQuiesceWait)) : disks_.flush_ahead();
 }
 
 Status Vm::pause() {

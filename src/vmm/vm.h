@@ -31,6 +31,7 @@
 #include "vmm/boot.h"
 #include "vmm/cpuid.h"
 #include "vmm/dirty_log.h"
+#include "vmm/disks.h"
 #include "vmm/irq.h"
 #include "vmm/kvm.h"
 #include "vmm/throttle.h"
@@ -65,8 +66,8 @@ class Vm {
 
   /// Serial port COM1 and the i8042's reset line. Once, before boot() or load_state().
   Status attach_devices(devices::SerialOutput::Options serial_log);
-  /// The virtio devices of a configuration, in its order. Once, before boot() or load_state(). `console_log`: of the
-  /// virtio console, if there is one. kInvalidArgument as check_virtio().
+  /// The virtio devices of a configuration, in its order, then its disks. Once, before boot() or load_state().
+  /// `console_log`: of the virtio console, if there is one. kInvalidArgument as check_virtio(); errors of Disks.
   Status attach_virtio(const v1::VmConfig& config, devices::SerialOutput::Options console_log);
   /// The descriptors of the configuration's networks, in its order (net_config.h). Before attach_virtio().
   void give_nets(std::vector<UniqueFd> descriptors) { net_descriptors_ = std::move(descriptors); }
@@ -87,8 +88,8 @@ class Vm {
   /// Kernel into memory (which the owner has mapped), first vCPU to its entry.
   Status boot(const BootRequest& request);
 
-  /// First entry or the end of a pause. Answers when every vCPU thread is about to enter KVM_RUN. On an error (a vCPU
-  /// has stopped for good) everything is parked again.
+  /// First entry or the end of a pause. Takes the disks first, where another host has had them. Answers when every vCPU
+  /// thread is about to enter KVM_RUN. On an error (a vCPU has stopped for good) everything is parked again.
   Status resume();
   /// Parks every vCPU, then drains the devices; a second pause is fine. kDeadlineExceeded leaves them running or
   /// parking.
@@ -99,6 +100,10 @@ class Vm {
   /// leaves that. Thread: any.
   Status fence(const std::string& why);
   [[nodiscard]] Status fenced() const { return fence_.check(); }  // thread: any
+  /// As Machine in migration/machine.h.
+  Status take_disks() { return disks_.take(); }
+  Status flush_disks();
+  void let_go_of_disks() { disks_.let_go(); }
   /// Holds the guest back for that part of its time, at most kThrottlePercentMax; 0: not at all.
   void throttle(unsigned percent) { throttle_->set(percent); }
 
@@ -173,6 +178,7 @@ class Vm {
   std::unique_ptr<devices::I8042> i8042_;
   std::unique_ptr<devices::SerialOutput> console_output_;
   std::unique_ptr<devices::GatedSink> console_gated_;
+  Disks disks_;  // their devices are in virtio_
   std::unique_ptr<VirtioSlots> virtio_;
   devices::VirtioConsole* console_ = nullptr;  // one of virtio_
   std::vector<UniqueFd> net_descriptors_;      // until attach_virtio()

@@ -1,7 +1,9 @@
 // Real Linux kernels under real daemons: boot to user space, console, template, clones, migration, restart. Init's
 // threads never stop computing, and every mark they write is checked.
+#include "disk/open.h"
 #include "support/console.h"
 #include "support/daemons.h"
+#include "support/disk_guest.h"
 #include "support/linux_guest.h"
 #include "support/packed.h"
 #include "support/tiny_kernel.h"
@@ -9,15 +11,30 @@
 namespace fvmm::test {
 namespace {
 
+constexpr unsigned kLinuxDiskBlocks = 64;
+
 class DaemonLinux : public ::testing::Test {
  protected:
-  void boot(const std::string& kernel, unsigned cpus, const std::string& memory) {
+  void boot(const std::string& kernel, unsigned cpus, const std::string& memory, const std::string& disk = "") {
     a_ = &cluster_.add("A");
     b_ = &cluster_.add("B");
     cpus_ = cpus;
-    const Ctl created =
-        a_->ctl({"vm", "create", "tux", "--memory", memory, "--vcpus", std::to_string(cpus), "--kernel", kernel,
-                 "--initrd", guest("linux-init.cpio"), "--cmdline", linux_cmdline(cpus), "--start"});
+    std::vector<std::string> words{"vm",
+                                   "create",
+                                   "tux",
+                                   "--memory",
+                                   memory,
+                                   "--vcpus",
+                                   std::to_string(cpus),
+                                   "--kernel",
+                                   kernel,
+                                   "--initrd",
+                                   guest("linux-init.cpio"),
+                                   "--cmdline",
+                                   linux_cmdline(cpus, disk.empty() ? 0 : kLinuxDiskBlocks),
+                                   "--start"};
+    if (!disk.empty()) words.insert(words.end(), {"--disk", disk});
+    const Ctl created = a_->ctl(words);
     ASSERT_EQ(created.code, 0) << created;
     const bool up = wait_until(
         [&] {
@@ -28,6 +45,23 @@ class DaemonLinux : public ::testing::Test {
     ASSERT_TRUE(up) << "Linux does not reach user space; it wrote:\n" << a_->serial("tux");
     ASSERT_EQ(a_->state("tux"), "running") << Host::text(a_->vm("tux"), "detail");
     ASSERT_TRUE(linux_goes_on(*a_, "tux", cpus_, 1));
+  }
+  /// What the guest sees of a layer over its base, as one raw image.
+  std::string flatten(const std::string& layer, const std::string& base) {
+    disk::Stack stack = disk::open_disk({.path = layer, .base = base}).value();
+    const UniqueFd out = open_file(cluster_.root() / "flat", O_RDWR | O_CREAT).value();
+    std::vector<std::byte> bytes(disk::kClusterBytes);
+    for (std::uint64_t cluster = 0; cluster * disk::kClusterBytes < stack.bytes(); ++cluster) {
+      const std::uint64_t at = cluster * disk::kClusterBytes;
+      const auto part = std::span(bytes).first(std::min(disk::kClusterBytes, stack.bytes() - at));
+      const disk::Extent from = stack.find(cluster);
+      std::ranges::fill(part, std::byte{0});
+      if (!from.zeros()) {
+        EXPECT_TRUE(read_all(from.fd, part, from.offset).ok());
+      }
+      EXPECT_TRUE(write_all(out.get(), part, at).ok());
+    }
+    return cluster_.root() / "flat";
   }
   void migrate(Host& from, Host& to, const std::string& mode) {
     SCOPED_TRACE(mode);
@@ -83,6 +117,31 @@ TEST_F(DaemonLinux, TwoCpusBootAreClonedAndMove) {
   ASSERT_NO_FATAL_FAILURE(clone_twice_and_let_them_run());
   ASSERT_NO_FATAL_FAILURE(migrate(*a_, *b_, "suspend"));
   ASSERT_NO_FATAL_FAILURE(migrate(*b_, *a_, "live"));
+}
+
+// An ext2 made by the host, mounted, written and read by the guest on both hosts, clean and whole at the end.
+TEST_F(DaemonLinux, ADiskIsMountedWrittenAndGoesWithItsVm) {
+  FVMM_NEEDS_LINUX("up", kernel);
+  const std::string image = disk_image(cluster_.root() / "ext2", 8 << 20);
+  int code = -1;
+  const std::string made = run_tool(cluster_.root() / "mkfs", {"/sbin/mkfs.ext2", "-q", "-F", image}, code);
+  ASSERT_EQ(code, 0) << made << " (the package e2fsprogs)";
+  const std::string layer = (cluster_.root() / "layer").string();
+  ASSERT_NO_FATAL_FAILURE(boot(kernel, 1, "64M", "path=" + layer + ",base=" + image + ",shared"));
+  ASSERT_TRUE(linux_disk_goes_on(*a_, "tux"));
+  ASSERT_NO_FATAL_FAILURE(migrate(*a_, *b_, "suspend"));
+  EXPECT_TRUE(linux_disk_goes_on(*b_, "tux"));
+  ASSERT_NO_FATAL_FAILURE(migrate(*b_, *a_, "live"));
+  EXPECT_TRUE(linux_disk_goes_on(*a_, "tux"));
+  Console console(*a_, "tux");
+  console.type("reboot\n");
+  EXPECT_TRUE(wait_until([&] { return a_->state("tux") == "stopped"; })) << a_->state("tux");
+
+  const std::string flat = flatten(layer, image);
+  const std::string checked = run_tool(cluster_.root() / "fsck", {"/sbin/e2fsck", "-f", "-n", flat}, code);
+  EXPECT_EQ(code, 0) << checked;
+  const std::string found = run_tool(cluster_.root() / "stat", {"/sbin/debugfs", "-R", "stat /blocks", flat}, code);
+  EXPECT_NE(found.find("Type: regular"), std::string::npos) << found;
 }
 
 // The same kernel as a bzImage whose vmlinux hides its PVH note: nothing is left but Linux's own 64-bit entry.

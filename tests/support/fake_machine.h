@@ -36,9 +36,21 @@ class Runners {
   [[nodiscard]] int now() const { return now_; }
   [[nodiscard]] int most() const { return most_; }
 
+  /// From here on the VM has a disk, which one machine at a time may hold; without, everybody may.
+  void add_disk() { has_disk_ = true; }
+  [[nodiscard]] bool has_disk() const { return has_disk_; }
+  bool take_disk(const void* machine) {
+    const void* holder = nullptr;
+    return !has_disk_ || disk_.compare_exchange_strong(holder, machine) || holder == machine;
+  }
+  void let_go_of_disk(const void* machine) { disk_.compare_exchange_strong(machine, nullptr); }
+  [[nodiscard]] const void* disk_holder() const { return disk_; }
+
  private:
   std::atomic<int> now_{0};
   std::atomic<int> most_{0};
+  bool has_disk_ = false;  // before any thread
+  std::atomic<const void*> disk_{nullptr};
 };
 
 /// What a FakeMachine refuses to do.
@@ -47,6 +59,8 @@ struct FakeFaults {
   bool resume = false;
   bool save = false;
   bool load = false;
+  bool flush = false;       // of disks
+  bool take_disks = false;  // although nobody has them
 };
 
 /// The guest is a function of its two registers and its memory: each step writes a few pages, fills some with zeros,
@@ -68,6 +82,7 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
   }
   ~FakeMachine() override {
     if (running_) runners_->left();
+    runners_->let_go_of_disk(this);
   }
   FakeMachine(const FakeMachine&) = delete;
   FakeMachine& operator=(const FakeMachine&) = delete;
@@ -89,7 +104,9 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
     if (faults_.resume) return Error(Errc::kInternal, "KVM_RUN");
     const std::lock_guard lock(fencing_);
     FVMM_TRY(fenced());
+    FVMM_TRY(take_disks());
     if (!running_.exchange(true)) {
+      flushed_ = false;
       runners_->entered();
       ++resumes_;
     }
@@ -132,6 +149,21 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
     cpu.set_tsc_khz(2'000'000);
     cpu.set_boot_id("boot");
     return cpu;
+  }
+
+  Status flush_disks() override {
+    if (faults_.flush) return Error(Errc::kIo, "fdatasync");
+    flushed_ = !running_;
+    return {};
+  }
+  void let_go_of_disks() override {
+    FVMM_CHECK(!running_, "a guest that runs has its disks");
+    FVMM_CHECK(flushed_ || !runners_->has_disk(), "nobody takes a disk that is not flushed");
+    runners_->let_go_of_disk(this);
+  }
+  Status take_disks() override {
+    if (!faults_.take_disks && runners_->take_disk(this)) return {};
+    return Error(Errc::kFailedPrecondition, "the disk is in use");
   }
 
   /// The guest runs for a moment.
@@ -199,6 +231,7 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
   unsigned throttle_ = 0;
   unsigned throttle_most_ = 0;
   std::atomic<bool> running_{false};
+  std::atomic<bool> flushed_{false};  // since it last ran
   int pauses_ = 0;
   int resumes_ = 0;
 };

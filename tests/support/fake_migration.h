@@ -65,7 +65,9 @@ class FakeMigration {
     auto machine =
         std::make_unique<FakeMachine>(scenario_.seed, runners_, scenario_.template_file, scenario_.source_faults);
     machine->set_pages_per_step(scenario_.pages_per_step);
-    source_ = fake_guest(fake_config(), scenario_.base, std::move(machine));
+    runners_->add_disk();
+    source_ = fake_guest(config_with_disk(), scenario_.base, std::move(machine));
+    FVMM_CHECK(scenario_.source_faults.take_disks || fake(*source_).take_disks().ok(), "nobody else has them yet");
     for (unsigned i = 0; i < scenario_.steps_before; ++i) fake(*source_).step();
     if (scenario_.running && !scenario_.source_faults.resume) FVMM_CHECK(fake(*source_).resume().ok(), "it can run");
     resumes_before_ = fake(*source_).resumes();
@@ -120,7 +122,7 @@ class FakeMigration {
   [[nodiscard]] migration::Guest& source() { return *source_; }
   [[nodiscard]] migration::Guest* destination() { return peer_->guest(); }
   [[nodiscard]] FakePeer& peer() { return *peer_; }
-  [[nodiscard]] const Runners& runners() const { return *runners_; }
+  [[nodiscard]] Runners& runners() { return *runners_; }
   [[nodiscard]] const Id& session() const { return session_; }
   [[nodiscard]] const std::vector<std::string>& source_steps() const { return source_steps_; }
   [[nodiscard]] const std::vector<std::string>& destination_steps() const { return destination_steps_; }
@@ -142,6 +144,7 @@ class FakeMigration {
         EXPECT_EQ(result_.result(), "unknown");
         EXPECT_FALSE(result_.error().empty());
         EXPECT_FALSE(source_runs()) << "the peer may run it";
+        EXPECT_NE(runners_->disk_holder(), source_->machine.get()) << "and take its disks";
         EXPECT_EQ(source_disk_->outcome(), v1::OUTCOME_OPEN) << "or a restart would start it";
         return;
       default:
@@ -160,6 +163,7 @@ class FakeMigration {
       EXPECT_EQ(peer_disk().outcome(), v1::OUTCOME_STARTED);
     }
     ASSERT_NE(destination(), nullptr);
+    EXPECT_EQ(runners_->disk_holder(), destination()->machine.get());
     EXPECT_EQ(destination_runs(), scenario_.running) << "a guest that its user had paused arrives paused";
     expect_same_guest();
   }
@@ -168,6 +172,7 @@ class FakeMigration {
     EXPECT_FALSE(result_.error().empty());
     EXPECT_EQ(source_runs(), scenario_.running && !scenario_.source_faults.resume);
     EXPECT_FALSE(destination_runs());
+    EXPECT_EQ(runners_->disk_holder(), source_->machine.get()) << "it may go on writing";
     EXPECT_NE(peer_disk().outcome(), v1::OUTCOME_STARTED);
     if (scenario_.source_failing_writes.empty() && source_disk_->outcome()) {
       EXPECT_EQ(source_disk_->outcome(), v1::OUTCOME_ABORTED);
@@ -189,7 +194,12 @@ class FakeMigration {
   }
 
  private:
-  v1::VmConfig source_config() const { return fake_config(); }
+  static v1::VmConfig config_with_disk() {
+    v1::VmConfig config = fake_config();
+    config.add_disks()->set_path("/disk");
+    return config;
+  }
+  v1::VmConfig source_config() const { return config_with_disk(); }
   FakePeer::Options peer_options() {
     FakePeer::Options options;
     options.make_guest = [this](const v1::PeerHello& hello) -> Result<std::unique_ptr<migration::Guest>> {

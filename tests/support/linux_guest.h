@@ -36,12 +36,13 @@ inline std::optional<std::string> linux_kernel(const std::string& name, std::str
 }
 
 /// What docs/linux.md gives for PVM hosts, and harms nowhere; the last words are init's.
-inline std::string linux_cmdline(unsigned cpus) {
+inline std::string linux_cmdline(unsigned cpus, unsigned disk_blocks = 0) {
   return "console=ttyS0 noxsave clearcpuid=151,59,295,308,298,311,312,150,129,131,297,580,514 nokaslr mitigations=off "
          "nosmap nosmep tsc=reliable no_timer_check random.trust_cpu=on panic=-1 reboot=k rodata=off lpj=25961480 "
          "quiet "
          "-- ws=" +
-         std::to_string(kLinuxPages) + " cpus=" + std::to_string(cpus);
+         std::to_string(kLinuxPages) + " cpus=" + std::to_string(cpus) +
+         (disk_blocks == 0 ? "" : " disk=" + std::to_string(disk_blocks));
 }
 
 /// One "BEAT cpu= step= sum=" line.
@@ -128,6 +129,29 @@ inline ::testing::AssertionResult linux_goes_on(Host& host, const std::string& v
   if (!on || log.find("Kernel panic") != std::string::npos)
     return ::testing::AssertionFailure() << vm << " on " << host.name() << " does not go on; it wrote:\n" << log;
   return linux_sums_hold(log, cpus);
+}
+
+/// Waits until the guest has gone on with its disk since this call; it has never complained.
+inline ::testing::AssertionResult linux_disk_goes_on(Host& host, const std::string& vm) {
+  const std::size_t before = host.serial(vm).size();
+  std::string log;
+  const bool on = wait_until(
+      [&] {
+        log = host.serial(vm);
+        const std::size_t first = log.find("DISK step=", before);
+        return log.find("ERROR") != std::string::npos ||
+               (first != std::string::npos && log.find("DISK step=", first + 1) != std::string::npos);
+      },
+      kLinuxBeatWait);
+  if (on && log.find("ERROR") == std::string::npos) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << vm << " on " << host.name() << " does not go on; it wrote:\n" << log;
+}
+
+/// Runs a program of the host to its end; what it wrote.
+inline std::string run_tool(const std::filesystem::path& scratch, const std::vector<std::string>& words, int& code) {
+  Process process(words, scratch.string() + ".out", scratch.string() + ".out");
+  code = process.wait(std::chrono::seconds(60)).value_or(-1);
+  return read_text(scratch.string() + ".out");
 }
 
 /// Skips without the kernel; fails instead when FVMM_REQUIRE_LINUX=1.

@@ -130,6 +130,12 @@ TEST_F(CliCommands, CreateSendsEveryOptionWithAbsolutePaths) {
   EXPECT_EQ(relative.find("virtio {"), std::string::npos);
   const std::string devices = sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--rng", "--console"});
   EXPECT_NE(devices.find("virtio { rng { } } virtio { console { } }"), std::string::npos) << devices;
+  const std::string disks = sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--disk", "path=/a,base=/b",
+                                  "--disk", "path=/c,readonly,shared"});
+  EXPECT_NE(disks.find("disks { path: \"/a\" base: \"/b\" } disks { path: \"/c\" readonly: true shared: true }"),
+            std::string::npos)
+      << disks;
+  EXPECT_EQ(run({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--disk", "readonly"}).code, kUsage);
   const std::string nets =
       sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--net", "tap=a", "--net", "unix=/s"});
   EXPECT_NE(nets.find("nets { tap: \"a\" } nets { socket: \"/s\" }"), std::string::npos) << nets;

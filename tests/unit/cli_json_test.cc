@@ -23,7 +23,7 @@ TEST(CliJson, VmHasThisShape) {  // golden: scripts rely on it
       to_json(vm),
       R"({"config":{"id":"000102030405060708090a0b0c0d0e0f","name":"web1","memory_bytes":8589934592,"vcpus":0,)"
       R"("kernel":"","initrd":"","cmdline":"","cpu_template":"","tracking":"","acpi":false,)"
-      R"("generation_id":"","virtio":[],"nets":[]},"state":"running","detail":"","worker_pid":0,)"
+      R"("generation_id":"","virtio":[],"disks":[],"nets":[]},"state":"running","detail":"","worker_pid":0,)"
       R"("fencing_token":18446744073709551615,"moved_to":"","console_path":"","serial_bytes":0,"delta_pages":0,)"
       R"("start_ms":1.25,"delta_unknown":false,"completed_instructions":0,"virtio_console_path":"","seccomp":"","nets":[]})");
 }

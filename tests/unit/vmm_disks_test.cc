@@ -1,0 +1,148 @@
+// What a configuration may ask for in disks, where a VM with disks may go, and who holds their files.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "support/temp_dir.h"
+#include "vmm/disk_config.h"
+#include "vmm/disks.h"
+#include "vmm/virtio_devices.h"
+#include "vmm/virtio_slots.h"
+
+namespace fvmm::vmm {
+namespace {
+
+v1::DiskConfig disk(const std::string& path, const std::string& base = "") {
+  v1::DiskConfig out;
+  out.set_path(path);
+  out.set_base(base);
+  return out;
+}
+
+v1::VmConfig with(const std::vector<v1::DiskConfig>& disks) {
+  v1::VmConfig config;
+  config.set_name("web");
+  for (const auto& one : disks) *config.add_disks() = one;
+  return config;
+}
+
+void expect_refused(const Status& status, Errc code, const std::string& text) {
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.error().code(), code);
+  EXPECT_NE(status.error().message().find(text), std::string::npos) << status.error().message();
+}
+
+TEST(DiskConfig, SeveralDisksAreTakenAndABaseMayLieBelowMany) {
+  EXPECT_TRUE(check_virtio(with({})).ok());
+  EXPECT_TRUE(check_virtio(with({disk("/a"), disk("/b", "/base"), disk("/c", "/base")})).ok());
+  v1::DiskConfig readonly = disk("/base");
+  readonly.set_readonly(true);
+  EXPECT_TRUE(check_virtio(with({disk("/b", "/base"), readonly})).ok());
+}
+
+TEST(DiskConfig, WhatCannotBeIsRefusedWithTheFix) {
+  constexpr auto kCode = Errc::kInvalidArgument;
+  expect_refused(check_disks(with({disk("a")})), kCode, "absolute path");
+  expect_refused(check_disks(with({disk("")})), kCode, "absolute path");
+  expect_refused(check_disks(with({disk("/a", "base")})), kCode, "absolute path");
+  expect_refused(check_disks(with({disk("/a"), disk("/a", "/base")})), kCode, "two disks on one file, /a");
+  expect_refused(check_disks(with({disk("/a"), disk("/b", "/a")})), kCode, "/a is written to by one disk");
+  v1::DiskConfig both = disk("/a", "/base");
+  both.set_readonly(true);
+  expect_refused(check_disks(with({both})), kCode, "name the base itself");
+}
+
+TEST(DiskConfig, AnIdHasTwentyCharactersAndOneOwner) {
+  v1::DiskConfig one = disk("/a");
+  v1::DiskConfig two = disk("/b");
+  one.set_id(std::string(kDiskIdBytesMax, 'x'));
+  EXPECT_TRUE(check_disks(with({one})).ok());
+  two.set_id(one.id());
+  expect_refused(check_disks(with({one, two})), Errc::kInvalidArgument, "two disks with the id");
+  one.set_id(std::string(kDiskIdBytesMax + 1, 'x'));
+  expect_refused(check_disks(with({one})), Errc::kInvalidArgument, "at most 20");
+  one.set_id("a b");
+  expect_refused(check_disks(with({one})), Errc::kInvalidArgument, "is no disk id");
+}
+
+TEST(DiskConfig, DisksCountAsDevices) {
+  v1::VmConfig config;
+  config.add_virtio()->mutable_rng();
+  for (unsigned i = 1; i < kVirtioSlotsMax; ++i) *config.add_disks() = disk("/disk" + std::to_string(i));
+  EXPECT_TRUE(check_virtio(config).ok());
+  *config.add_disks() = disk("/one-more");
+  expect_refused(check_virtio(config), Errc::kInvalidArgument, "at most " + std::to_string(kVirtioSlotsMax));
+}
+
+TEST(DiskConfig, OnlyASharedDiskTravelsAndOnlyAReadonlyOneIsLeftOutOfATemplate) {
+  v1::DiskConfig one = disk("/a");
+  expect_refused(check_disks_travel(with({one})), Errc::kFailedPrecondition, "shared");
+  one.set_shared(true);
+  EXPECT_TRUE(check_disks_travel(with({one})).ok());
+  expect_refused(check_disks_readonly(with({one}), "a template"), Errc::kFailedPrecondition, "a template");
+  one.set_readonly(true);
+  EXPECT_TRUE(check_disks_readonly(with({one}), "a template").ok());
+  EXPECT_TRUE(check_disks_travel(with({})).ok());
+}
+
+class DisksOfAVm : public ::testing::Test {
+ protected:
+  std::string image(const std::string& name) {
+    const UniqueFd file = open_file(dir_.path() / name, O_RDWR | O_CREAT).value();
+    EXPECT_EQ(::ftruncate(file.get(), 1 << 20), 0);
+    return dir_.path() / name;
+  }
+  /// One VM's: its devices live as long as the test.
+  void attach(Disks& disks, const v1::DiskConfig& config) {
+    auto device = disks.attach(config, gate_);
+    ASSERT_TRUE(device.ok()) << device.error().message();
+    devices_.push_back(std::move(*device));
+  }
+  testing::TempDir dir_;
+  devices::OutputGate gate_;
+  std::vector<std::unique_ptr<devices::VirtioDevice>> devices_;
+};
+
+TEST_F(DisksOfAVm, MoveFromOneHolderToTheNext) {
+  Disks here, there;
+  attach(here, disk(image("disk")));
+  attach(there, disk(image("disk")));
+  ASSERT_TRUE(here.take().ok());
+  ASSERT_TRUE(here.take().ok()) << "held already";
+  expect_refused(there.take(), Errc::kFailedPrecondition, "disk");
+  EXPECT_TRUE(here.flush(Deadline::after(std::chrono::seconds(30))).ok());
+  here.let_go();
+  ASSERT_TRUE(there.take().ok());
+  expect_refused(here.take(), Errc::kFailedPrecondition, "disk");
+  there.let_go();
+  EXPECT_TRUE(here.take().ok()) << "it comes back";
+}
+
+TEST_F(DisksOfAVm, AreTakenAllOrNone) {
+  Disks here, other;
+  attach(other, disk(image("second")));
+  attach(here, disk(image("first")));
+  attach(here, disk(image("second")));
+  ASSERT_TRUE(other.take().ok());
+  expect_refused(here.take(), Errc::kFailedPrecondition, "second");
+  Disks third;
+  attach(third, disk(image("first")));
+  EXPECT_TRUE(third.take().ok()) << "the first one was let go";
+}
+
+TEST_F(DisksOfAVm, ManyVmsLieOnOneBaseThatNobodyMayWrite) {
+  const std::string base = image("base");
+  Disks one, two, writer;
+  for (Disks* disks : {&one, &two}) {
+    const v1::DiskConfig config = disk(dir_.path() / (disks == &one ? "layer1" : "layer2"), base);
+    ASSERT_TRUE(disk::make_layer(files_of(config)).ok());
+    attach(*disks, config);
+    ASSERT_TRUE(disks->take().ok());
+  }
+  attach(writer, disk(base));
+  expect_refused(writer.take(), Errc::kFailedPrecondition, "base");
+}
+
+}  // namespace
+}  // namespace fvmm::vmm
