@@ -29,10 +29,10 @@ struct BootEntry {
 };
 
 struct BootRequest {
-  std::string kernel;                 // path of a bzImage or of an ELF64 x86-64 file
-  std::string initrd;                 // path or empty
-  std::string cmdline;                // at most kCmdlineBytesMax bytes
-  std::optional<Id> acpi_generation;  // with ACPI tables, and this generation id in them
+  std::string kernel;                   // path of a bzImage or of an ELF64 x86-64 file
+  std::string initrd;                   // path or empty
+  std::string cmdline;                  // at most kCmdlineBytesMax bytes
+  std::optional<Id> acpi_generation{};  // with ACPI tables, and this generation id in them
 };
 
 /// Loads everything. Errors name the file and what is wrong with it: kNotFound, kInvalidArgument (neither ELF nor

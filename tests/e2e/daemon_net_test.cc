@@ -21,8 +21,11 @@ class DaemonNet : public TwoHosts {
   }
   [[nodiscard]] std::string path_of(const std::string& name) const { return (cluster_.root() / name).string(); }
   static boost::json::object net_of(Host& host, const std::string& vm) {
-    const auto nets = host.vm(vm).at("nets").as_array();
-    return nets.empty() ? boost::json::object{} : nets.at(0).as_object();
+    const Ctl shown = host.ctl({"vm", "show", vm});
+    const auto* nets = shown.at("nets").if_array();
+    if (nets != nullptr && !nets->empty()) return nets->at(0).as_object();
+    ADD_FAILURE() << shown;
+    return {};
   }
 };
 

@@ -171,7 +171,7 @@ TEST_F(Virtio, ThereAreSoManySlotsAndNoMore) {
   EXPECT_EQ(more.error().code(), Errc::kResourceExhausted);
   const std::string words = (*vm)->virtio().cmdline();
   EXPECT_TRUE(words.starts_with(" virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 ")) << words;
-  EXPECT_TRUE(words.ends_with(" virtio_mmio.device=4K@0xd0012000:23")) << words;
+  EXPECT_TRUE(words.ends_with(" virtio_mmio.device=4K@0xd0011000:22")) << words;
 }
 
 }  // namespace
