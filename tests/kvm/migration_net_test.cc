@@ -1,4 +1,6 @@
 // A guest of ours that answers on its network: over a unix socket, over a TAP device, across save, load and migrations.
+#include <thread>
+
 #include "support/net_peer.h"
 #include "support/tap_network.h"
 #include "support/temp_dir.h"
@@ -155,6 +157,13 @@ TEST(NetTap, ABridgeFindsTheGuestAtItsNewPlace) {
   const auto result = test::migrate_by_pipe(*guest, Mode::kLive);
   ASSERT_EQ(result.result(), "completed") << result.error();
   test::vm_of(**guest).announce_nets();
+  // Until the bridge has heard of the move, what is sent to the guest goes to its old place.
+  const devices::VirtioNet& moved = *test::vm_of(**guest).nets().at(0);
+  const Deadline deadline = Deadline::after(std::chrono::seconds(20));
+  while (moved.counters().announced == 0 && !deadline.passed()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  ASSERT_GT(moved.counters().announced, 0U);
   EXPECT_EQ(datagrams_back(kGuestAddress, 50), 50U);
   EXPECT_GT(test::vm_of(**guest).nets().at(0)->counters().received_frames, 0U);
   expect_no_complaint(test::vm_of(**guest));
