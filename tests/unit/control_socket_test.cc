@@ -91,9 +91,10 @@ TEST(ControlSocket, ServerRefusesARequestWithMoreDescriptorsAndKeepsNone) {
   request.set_call(1);
   request.set_method("Read");
   const std::string frame = encode_frame(request);
-  const std::vector<int> three(3, a.get());  // within one sendmsg and in two, so that both ways to count are taken
-  ASSERT_EQ(send_some(socket.get(), std::string_view(frame).substr(0, 6), three), 6);
-  ASSERT_GT(send_some(socket.get(), std::string_view(frame).substr(6), three), 0);
+  // Within one sendmsg, and in two, so that both ways to count are taken.
+  const std::vector<int> many(kDescriptorsPerCallMax - 1, a.get());
+  ASSERT_EQ(send_some(socket.get(), std::string_view(frame).substr(0, 6), many), 6);
+  ASSERT_GT(send_some(socket.get(), std::string_view(frame).substr(6), many), 0);
   auto client = std::move(*Client::adopt(UniqueFd(::fcntl(socket.get(), F_DUPFD_CLOEXEC, 0))));
   VmName answer;
   const Status status = client->call("Read", Empty(), answer, soon());  // its number is 1 too: the refusal answers it
