@@ -64,7 +64,7 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
   FVMM_TRY(claim.archive_session(), request.vm());  // its worker is about to overwrite session.pb
   const double before_ms = to_ms(std::chrono::steady_clock::now() - accepted);
   auto result = run(vm, checked, progress);
-  if (result && template_is_missing(vm, *result)) result = push_and_run(vm, checked, progress);
+  if (result && template_is_missing(*result)) result = push_and_run(vm, checked, progress);
   if (stop_.fired()) return Error(Errc::kUnavailable, "fvmmd is stopping; the worker goes on, see \"vm show\"");
   if (!result) {
     v1::MigrateResult none;
@@ -89,9 +89,8 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
   return last;
 }
 
-bool MigrationService::template_is_missing(const VmView& vm, const v1::MigrateResult& result) const {
-  const v1::TemplateRef& base = vm.info.template_().id().empty() ? vm.record.template_() : vm.info.template_();
-  return !base.id().empty() && result.result() == "aborted" &&
+bool MigrationService::template_is_missing(const v1::MigrateResult& result) const {
+  return !result.template_().empty() && result.result() == "aborted" &&
          result.code() == static_cast<std::uint32_t>(Errc::kNotFound) && !stop_.fired();
 }
 

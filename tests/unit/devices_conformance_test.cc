@@ -29,6 +29,7 @@ struct Kind {
   std::uint64_t window_bytes;
   std::function<void(Specimen&)> make;
   std::function<void(Specimen&)> stir;  // leaves the initial state
+  bool has_identity = false;            // what a clone does not take over: another's state is loaded without it
 };
 
 void write_byte(Device& device, std::uint64_t offset, std::uint8_t value) {
@@ -57,7 +58,8 @@ Kind virtio_kind(const testing::VirtioKind& kind) {
                 s.device = std::make_unique<VirtioMmio>(
                     "virtio0", VirtioMmio::Surroundings{.memory = *s.memory, .line = s.irq}, kind.make(s.sink));
               },
-          .stir = [&kind](Specimen& s) { stir_virtio(kind, s); }};
+          .stir = [&kind](Specimen& s) { stir_virtio(kind, s); },
+          .has_identity = std::string_view(kind.name) == "net"};
 }
 
 const std::vector<Kind>& kinds() {
@@ -90,11 +92,18 @@ class EveryDevice : public ::testing::TestWithParam<Kind> {
   [[nodiscard]] Device& device() const { return *specimen.device; }
   void stir() { GetParam().stir(specimen); }
 
-  /// Loads a state that may be bad: afterwards the device has either exactly it, or exactly what it had.
+  /// Loads a state that may be bad: afterwards the device has either exactly it, or exactly what it had. One with an
+  /// identity of its own may have put that in its place; then what it has now is a state that stands.
   void expect_all_or_nothing(const DeviceState& state) {
     const DeviceState before = device().save();
     const bool loaded = device().load(state).ok();
     const DeviceState after = device().save();
+    if (loaded && GetParam().has_identity && after.bytes != state.bytes) {
+      EXPECT_EQ(after.bytes.size(), state.bytes.size());
+      EXPECT_TRUE(device().load(after).ok());
+      EXPECT_EQ(device().save().bytes, after.bytes);
+      return;
+    }
     EXPECT_EQ(after.bytes, loaded ? state.bytes : before.bytes);
   }
 
