@@ -42,7 +42,7 @@ void stir_virtio(const testing::VirtioKind& kind, Specimen& s) {
   virtio.resume();
   testing::VirtioDriver driver(virtio, *s.memory);
   driver.start(0);
-  driver.send(kind.queue, 0, {.address = testing::kDriverBuffers, .bytes = 8, .flags = kind.buffer_flags});
+  driver.send(kind.queue, 0, {.address = testing::kDriverBuffers, .bytes = 64, .flags = kind.buffer_flags});
   const Deadline deadline = Deadline::after(std::chrono::seconds(30));
   while (!driver.take_used(kind.queue) && !deadline.passed()) std::this_thread::yield();
   ASSERT_TRUE(virtio.quiesce(deadline).ok());
