@@ -1,38 +1,15 @@
 #include "echo/device.h"
 
 #include "lib/boot.h"
+#include "virtio/registers.h"
 
 #define PLACES 2
 #define TYPE_NET 1
 
-#define REG_MAGIC 0x000
-#define REG_VERSION 0x004
-#define REG_DEVICE_ID 0x008
-#define REG_DRIVER_FEATURES 0x020
-#define REG_DRIVER_FEATURES_SEL 0x024
-#define REG_QUEUE_SEL 0x030
-#define REG_QUEUE_SIZE 0x038
-#define REG_QUEUE_READY 0x044
-#define REG_QUEUE_NOTIFY 0x050
-#define REG_STATUS 0x070
-#define REG_QUEUE_DESC 0x080
-#define REG_QUEUE_DRIVER 0x090
-#define REG_QUEUE_DEVICE 0x0a0
-#define REG_CONFIG 0x100
-#define MAGIC 0x74726976
 #define FEATURE_MAC (1U << 5)
-#define FEATURE_EVENT_IDX (1U << 29)
-#define FEATURE_VERSION_1_HIGH 1U  // bit 32
-#define DESCRIPTOR_WRITE 2
 #define NO_INTERRUPT 1
 
 enum { kReceive = 0, kTransmit = 1, kQueues = 2 };
-
-struct descriptor {
-  u64 address;
-  u32 bytes;
-  u16 flags, next;
-};
 
 struct queue {
   volatile struct descriptor descriptors[NET_BUFFERS] __attribute__((aligned(16)));

@@ -99,8 +99,7 @@ Status Claim::archive_session() {
 Status Claim::close_session() {
   const VmView vm = view();
   auto session = read_session(vm.directory);
-  const bool open = session && session->outcome() == v1::OUTCOME_OPEN && session->role() != v1::SESSION_ROLE_NONE;
-  if (!open || !vm.worker) return {};
+  if (!is_open(session) || session->role() == v1::SESSION_ROLE_NONE || !vm.worker) return {};
   v1::SessionQuery query;
   query.set_session(session->session());
   const auto answer = vm.worker->client()->ask_session(query, Deadline::after(kOwnWordWait));
@@ -108,8 +107,7 @@ Status Claim::close_session() {
   const PeerOutcome known = parse_outcome(*answer);
   if (known == PeerOutcome::kUnknown) return {};
   // A destination's worker writes its refusal before it speaks it.
-  const auto now = read_session(vm.directory);
-  if (!now || now->outcome() != v1::OUTCOME_OPEN) return {};
+  if (!is_open(read_session(vm.directory))) return {};
   const auto refused = session->role() == v1::ROLE_LEAVING ? v1::OUTCOME_ABORTED : v1::OUTCOME_REFUSED;
   session->set_outcome(known == PeerOutcome::kStarted ? v1::OUTCOME_STARTED : refused);
   return write_session(vm.directory, *session);

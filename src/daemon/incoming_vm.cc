@@ -63,7 +63,7 @@ Status settle_incoming(Claim& claim, const std::shared_ptr<WorkerProcess>& worke
   }
   if (!dead) FVMM_TRY(claim.close_session());
   const auto session = read_session(vm.directory);
-  if (!dead && session && session->outcome() == v1::OUTCOME_OPEN) {
+  if (!dead && is_open(session)) {
     // Its worker may still get COMMIT, or an answer: it is left alone and watched.
     watch(claim.id(), worker);
     return claim.change([&](v1::VmRecord& record) {

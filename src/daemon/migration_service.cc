@@ -159,7 +159,7 @@ Status MigrationService::settle(Claim& claim, const v1::MigrateRequest& request,
   const Status closed = claim.close_session();
   if (!closed) spdlog::error("VM {}: end of the hand-over: {}", request.vm(), closed.error().message());
   const auto session = read_session(vm.directory);
-  const bool open = session && session->outcome() == v1::OUTCOME_OPEN;
+  const bool open = is_open(session);
   const bool moved = session && session->role() == v1::ROLE_LEAVING && session->outcome() == v1::OUTCOME_STARTED;
   if (info && info->state() == v1::VM_MOVED && moved) {
     result.set_result("completed");

@@ -62,7 +62,7 @@ Status write_session(const std::filesystem::path& vm_directory, const v1::Sessio
 
 WithoutWorker derive_without_worker(const v1::VmRecord& record, const std::optional<v1::SessionRecord>& session,
                                     const std::string& death) {
-  if (session && session->outcome() == v1::OUTCOME_OPEN) return unsettled(*session);
+  if (is_open(session)) return unsettled(*session);
   const bool started = session && session->outcome() == v1::OUTCOME_STARTED;
   const bool came_in = session && session->role() == v1::ROLE_MAY_START;
   if (record.state() == v1::VM_INCOMING) {

@@ -34,6 +34,10 @@ Status write_vm_record(const std::filesystem::path& file, const v1::VmRecord& re
 /// the VM.
 std::optional<v1::SessionRecord> read_session(const std::filesystem::path& vm_directory);
 Status write_session(const std::filesystem::path& vm_directory, const v1::SessionRecord& session);
+/// A hand-over that nobody has settled; also an unreadable record.
+inline bool is_open(const std::optional<v1::SessionRecord>& session) {
+  return session && session->outcome() == v1::OUTCOME_OPEN;
+}
 
 /// What a VM is when no worker of it lives (daemon start, or its worker just died).
 struct WithoutWorker {

@@ -131,14 +131,13 @@ bool Supervisor::is_behind(const Id& id, const v1::WorkerInfo& info) const {
   if (!vm || is_end(info.state()) || vm->record.state() != info.state()) return true;
   if (info.state() == v1::VM_UNSETTLED) return false;  // it does not know either
   const auto session = read_session(vm->directory);
-  return session && session->outcome() == v1::OUTCOME_OPEN && session->role() != v1::SESSION_ROLE_NONE;
+  return is_open(session) && session->role() != v1::SESSION_ROLE_NONE;
 }
 
 bool Supervisor::on_report(const Id& id, WorkerProcess& worker, const v1::WorkerInfo& info) {
   if (!registry_.note(id, worker, info)) return false;
   const auto vm = registry_.find(id);
   if (!vm || vm->worker.get() != &worker) return false;
-  if (changes_nothing(info.state())) return true;
   if (!is_behind(id, info)) return true;  // an end is acted on even when the record knows it: the worker has to go
   // A command under way writes the outcome itself; only an end of the VM must not be missed, so that waits.
   if (!vm->busy.empty() && !is_end(info.state())) return true;
@@ -180,8 +179,7 @@ void Supervisor::settle(Claim claim) {
 
 Status Supervisor::give_up_replica(Claim& claim) {
   const VmView vm = claim.view();
-  const auto session = read_session(vm.directory);
-  if (session && session->outcome() == v1::OUTCOME_OPEN) {
+  if (is_open(read_session(vm.directory))) {
     // Nobody else knows that it never ran: the worker stays, to say so.
     return Error(Errc::kUnavailable, "the end of the hand-over cannot be recorded; it is tried again");
   }

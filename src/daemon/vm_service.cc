@@ -39,7 +39,7 @@ Status check_startable(const VmView& vm) {
                              name));
   }
   const auto session = read_session(vm.directory);
-  if (vm.worker || (session && session->outcome() == v1::OUTCOME_OPEN)) {
+  if (vm.worker || is_open(session)) {
     return Error(Errc::kFailedPrecondition, fmt::format("VM {0} is not settled: \"migrate resolve {0}\"", name));
   }
   return {};

@@ -3,15 +3,13 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
-#include <numeric>
 
 #include "base/check.h"
+#include "vmm/table_bytes.h"
 
 namespace fvmm::vmm {
 namespace {
 
-constexpr std::uint32_t kLocalApicAddress = 0xFEE00000;
-constexpr std::uint32_t kIoapicAddress = 0xFEC00000;
 constexpr std::size_t kTableAlignment = 16;
 
 struct __attribute__((packed)) Rsdp {  // 5.2.5.3
@@ -82,24 +80,11 @@ struct __attribute__((packed)) LocalNmi {
 
 using Table = std::vector<std::byte>;
 
-template <class T>
-void append(Table& table, const T& value) {
-  const auto part = std::as_bytes(std::span(&value, 1));
-  table.insert(table.end(), part.begin(), part.end());
-}
-
-std::byte checksum(std::span<const std::byte> bytes) {
-  const auto sum = std::accumulate(bytes.begin(), bytes.end(), 0U, [](unsigned total, std::byte byte) {
-    return total + std::to_integer<unsigned>(byte);
-  });
-  return static_cast<std::byte>(-sum);
-}
-
 /// Length and checksum into the header of a table that is whole.
 Table sealed(Table table) {
   const auto bytes = static_cast<std::uint32_t>(table.size());
   std::memcpy(table.data() + offsetof(Header, bytes), &bytes, sizeof bytes);
-  table[offsetof(Header, checksum)] = checksum(table);
+  table[offsetof(Header, checksum)] = std::byte{checksum(table)};
   return table;
 }
 
@@ -163,8 +148,8 @@ std::vector<std::byte> acpi_tables(const AcpiMachine& machine) {
   Rsdp rsdp;
   rsdp.xsdt = place(xsdt(tables));
   const auto bytes = std::as_bytes(std::span(&rsdp, 1));
-  rsdp.checksum = std::to_integer<std::uint8_t>(checksum(bytes.first(kRsdpFirstBytes)));
-  rsdp.extended_checksum = std::to_integer<std::uint8_t>(checksum(bytes));
+  rsdp.checksum = checksum(bytes.first(kRsdpFirstBytes));
+  rsdp.extended_checksum = checksum(bytes);
   std::memcpy(all.data(), &rsdp, sizeof rsdp);
   return all;
 }

@@ -2,16 +2,14 @@
 
 #include <array>
 #include <cstring>
-#include <numeric>
 #include <span>
 
 #include "base/check.h"
+#include "vmm/table_bytes.h"
 
 namespace fvmm::vmm {
 namespace {
 
-constexpr std::uint32_t kLocalApicAddress = 0xFEE00000;
-constexpr std::uint32_t kIoapicAddress = 0xFEC00000;
 constexpr std::uint8_t kSpecRevision = 4;    // 1.4
 constexpr std::uint8_t kApicVersion = 0x14;  // KVM's local APIC
 constexpr std::uint8_t kIoapicVersion = 0x11;
@@ -83,20 +81,6 @@ struct InterruptEntry {
   std::uint8_t pin = 0;
 };
 static_assert(sizeof(InterruptEntry) == 8);
-
-template <class T>
-void append(std::vector<std::byte>& bytes, const T& value) {
-  const auto part = std::as_bytes(std::span(&value, 1));
-  bytes.insert(bytes.end(), part.begin(), part.end());
-}
-
-/// What makes the bytes sum up to 0.
-std::uint8_t checksum(std::span<const std::byte> bytes) {
-  const auto sum = std::accumulate(bytes.begin(), bytes.end(), 0U, [](unsigned total, std::byte byte) {
-    return total + std::to_integer<unsigned>(byte);
-  });
-  return static_cast<std::uint8_t>(-sum);
-}
 
 }  // namespace
 

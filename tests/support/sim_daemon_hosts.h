@@ -129,7 +129,6 @@ inline std::shared_ptr<SimDaemon> SimDaemonWorld::open_fvmmd(int host, std::stri
   auto fvmmd = std::make_shared<SimDaemon>();
   const auto open = [&]() -> Status {
     const auto& state = directories_.at(host);
-    fvmmd->epoch = sim_self->epoch;
     fvmmd->settled = FVMM_TRY(daemon::SessionLedger::open(state / "sessions", daemon::kSettledSessionsMax));
     fvmmd->refused = FVMM_TRY(daemon::SessionLedger::open(state / "sessions-refused", daemon::kRefusedSessionsMax));
     fvmmd->registry = FVMM_TRY(daemon::Registry::open(state, *fvmmd->settled));

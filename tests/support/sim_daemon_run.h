@@ -12,8 +12,7 @@ namespace fvmm::testing {
 /// Plays a seed to its end. Nothing of it is left in this process, or in its directory: that is checked, too.
 inline SimOutcome sim_daemon_play(std::uint64_t seed, SimPlant plant = SimPlant::kNone) {
   spdlog::set_level(sim_env("FVMM_SIM_SEED") ? spdlog::level::info : spdlog::level::off);
-  std::error_code ignored;
-  const TempDir directory(std::filesystem::is_directory("/dev/shm", ignored) ? "/dev/shm" : "/tmp");
+  const TempDir directory(sim_files_parent());
   for (const char* host : {"1", "2"}) std::filesystem::create_directory(directory.path() / host);
   SimFiles source(directory.path() / "1", {1, 3});
   SimFiles destination(directory.path() / "2", {2, 4});
@@ -26,11 +25,7 @@ inline SimOutcome sim_daemon_play(std::uint64_t seed, SimPlant plant = SimPlant:
     outcome.result = world.result();
     outcome.reason = world.reason();
   });
-  outcome.ended = scheduler.now() - kSimEpoch;
-  outcome.switches = scheduler.switches();
-  if (outcome.violation.empty() && SimStream::living != 0) outcome.violation = "a connection is left open";
-  if (outcome.violation.empty() && SimMachine::living != 0) outcome.violation = "a machine is left over";
-  return outcome;
+  return sim_ended(outcome, scheduler);
 }
 
 }  // namespace fvmm::testing

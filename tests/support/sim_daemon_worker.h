@@ -141,11 +141,7 @@ inline std::shared_ptr<SimWorker> SimDaemonWorld::new_worker(int host) {
 inline std::unique_ptr<migration::Guest> SimDaemonWorld::make_guest(SimWorker& worker, const v1::VmConfig& config,
                                                                     const v1::TemplateRef& base,
                                                                     SimMachineFaults faults) {
-  auto guest = std::make_unique<migration::Guest>();
-  guest->config = config;
-  guest->fencing_token = 1;
-  guest->base = base;
-  guest->machine = std::make_unique<SimMachine>(
+  auto made = std::make_unique<SimMachine>(
       seed_, plan_, faults,
       SimMachine::Hooks{.alive = [this] { alive(); },
                         .starting = [this, &worker](SimMachine& machine) { on_start(worker, machine); },
@@ -153,7 +149,7 @@ inline std::unique_ptr<migration::Guest> SimDaemonWorld::make_guest(SimWorker& w
                             [&worker](SimMachine& machine) {
                               if (worker.machine == &machine) worker.machine = nullptr;
                             }});
-  guest->since_base = guest->machine->dirty().add_reader();
+  auto guest = sim_guest(config, base, std::move(made));
   worker.machine = &sim_machine(*guest);
   return guest;
 }

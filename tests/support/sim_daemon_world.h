@@ -55,7 +55,6 @@ struct SimWorker {
 
 /// fvmmd of one host, in one of its lives. Its threads keep it until they have ended.
 struct SimDaemon {
-  int epoch = 0;
   daemon::StopSignal stop;
   std::unique_ptr<daemon::SessionLedger> settled;
   std::unique_ptr<daemon::SessionLedger> refused;

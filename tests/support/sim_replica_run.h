@@ -17,12 +17,6 @@ struct SimReplicaOutcome {
   std::uint64_t switches = 0;
 };
 
-/// In memory where the host has room for that: every seed has files of its own.
-inline std::string sim_files_parent() {
-  std::error_code ignored;
-  return std::filesystem::is_directory("/dev/shm", ignored) ? "/dev/shm" : "/tmp";
-}
-
 /// The template of all seeds, sealed once; each gets it as hard links.
 inline const std::filesystem::path& sim_stored_template() {
   static const TempDir directory(sim_files_parent());
@@ -62,11 +56,7 @@ inline SimReplicaOutcome sim_replica_play(std::uint64_t seed, SimPlant plant = S
     outcome.sealed = world.sealed_count();
     outcome.reason = std::to_string(outcome.sealed) + " generations sealed";
   });
-  outcome.ended = scheduler.now() - kSimEpoch;
-  outcome.switches = scheduler.switches();
-  if (outcome.violation.empty() && SimStream::living != 0) outcome.violation = "a connection is left open";
-  if (outcome.violation.empty() && SimMachine::living != 0) outcome.violation = "a machine is left over";
-  return outcome;
+  return sim_ended(outcome, scheduler);
 }
 
 }  // namespace fvmm::testing

@@ -15,17 +15,13 @@ class SimReplicaTransport final : public migration::Transport {
 };
 
 inline void SimReplicaWorld::start_guest() {
-  guest_ = std::make_unique<migration::Guest>();
-  guest_->config = config_;
-  guest_->fencing_token = 1;
-  guest_->base = base_;
-  guest_->machine = std::make_unique<SimMachine>(
+  auto made = std::make_unique<SimMachine>(
       seed_, sim_guest_plan(plan_), SimMachineFaults{},
       SimMachine::Hooks{.alive = [this] { alive(); },
                         .starting = [this](SimMachine& machine) { remember_instant(machine); },
                         .gone = [this](SimMachine&) { machine_ = nullptr; },
                         .saved = [this](SimMachine& machine) { noted_ = machine.registers()[1]; }});
-  guest_->since_base = guest_->machine->dirty().add_reader();
+  guest_ = sim_guest(config_, base_, std::move(made));
   machine_ = &sim_machine(*guest_);
   machine_->start();
   for (int i = 0; i < 4; ++i) machine_->step();

@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <optional>
 #include <string>
 
@@ -21,6 +22,22 @@ struct SimOutcome {
   SimTime ended = 0;
   std::uint64_t switches = 0;
 };
+
+/// What every outcome says of a simulation that has ended. `Outcome`: SimOutcome, or one with more in it.
+template <class Outcome>
+Outcome sim_ended(Outcome outcome, const SimScheduler& scheduler) {
+  outcome.ended = scheduler.now() - kSimEpoch;
+  outcome.switches = scheduler.switches();
+  if (outcome.violation.empty() && SimStream::living != 0) outcome.violation = "a connection is left open";
+  if (outcome.violation.empty() && SimMachine::living != 0) outcome.violation = "a machine is left over";
+  return outcome;
+}
+
+/// Where the files of a seed are: in memory where the host has room for that.
+inline std::string sim_files_parent() {
+  std::error_code ignored;
+  return std::filesystem::is_directory("/dev/shm", ignored) ? "/dev/shm" : "/tmp";
+}
 
 inline std::optional<std::uint64_t> sim_env(const char* name) {
   const char* const text = std::getenv(name);  // NOLINT(concurrency-mt-unsafe): no thread is running
@@ -40,11 +57,7 @@ inline SimOutcome sim_play(std::uint64_t seed, const SimPlan& plan) {
     outcome.result = world.result();
     outcome.reason = world.reason();
   });
-  outcome.ended = scheduler.now() - kSimEpoch;
-  outcome.switches = scheduler.switches();
-  if (outcome.violation.empty() && SimStream::living != 0) outcome.violation = "a connection is left open";
-  if (outcome.violation.empty() && SimMachine::living != 0) outcome.violation = "a machine is left over";
-  return outcome;
+  return sim_ended(outcome, scheduler);
 }
 
 inline SimOutcome sim_play(std::uint64_t seed, SimPlant plant = SimPlant::kNone) {

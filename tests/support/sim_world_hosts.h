@@ -27,11 +27,7 @@ inline SimWorld::~SimWorld() = default;
 
 inline std::unique_ptr<migration::Guest> SimWorld::make_guest(SimHost& host, const v1::VmConfig& config,
                                                               const v1::TemplateRef& base, SimMachineFaults faults) {
-  auto guest = std::make_unique<migration::Guest>();
-  guest->config = config;
-  guest->fencing_token = 1;
-  guest->base = base;
-  guest->machine = std::make_unique<SimMachine>(
+  auto made = std::make_unique<SimMachine>(
       seed_, plan_, faults,
       SimMachine::Hooks{.alive = [this] { alive(); },
                         .starting = [this, &host](SimMachine& machine) { on_start(host, machine); },
@@ -39,7 +35,7 @@ inline std::unique_ptr<migration::Guest> SimWorld::make_guest(SimHost& host, con
                             [&host](SimMachine& machine) {
                               if (host.machine == &machine) host.machine = nullptr;
                             }});
-  guest->since_base = guest->machine->dirty().add_reader();
+  auto guest = sim_guest(config, base, std::move(made));
   host.machine = &sim_machine(*guest);
   return guest;
 }

@@ -4,58 +4,47 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <numeric>
 #include <sstream>
 #include <string>
 
 #include "memory/guest_memory.h"
 #include "support/process.h"
+#include "support/table_bytes.h"
 #include "support/temp_dir.h"
 #include "vmm/aml.h"
 
 namespace fvmm::vmm {
 namespace {
 
-std::string text_of(const std::vector<std::byte>& bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-unsigned sum(std::string_view bytes) {
-  return std::accumulate(bytes.begin(), bytes.end(), 0U,
-                         [](unsigned total, char c) { return total + static_cast<std::uint8_t>(c); }) &
-         0xFF;
-}
-template <class T>
-T at(std::string_view bytes, std::size_t offset) {
-  T value;
-  std::memcpy(&value, bytes.data() + offset, sizeof value);
-  return value;
-}
+using testing::field_at;
+using testing::sum_of;
+using testing::text_of;
+
 std::string table_at(const std::string& all, std::uint64_t address) {
   const std::size_t offset = address - kAcpiAddress;
-  return all.substr(offset, at<std::uint32_t>(all, offset + 4));
+  return all.substr(offset, field_at<std::uint32_t>(all, offset + 4));
 }
 
 /// By signature, each checked; found as a guest finds them.
 std::map<std::string, std::string> tables_of(const AcpiMachine& machine) {
   const std::string all = text_of(acpi_tables(machine));
   EXPECT_EQ(all.substr(0, 8), "RSD PTR ");
-  EXPECT_EQ(sum(std::string_view(all).substr(0, 20)), 0U);
-  EXPECT_EQ(sum(std::string_view(all).substr(0, 36)), 0U);
+  EXPECT_EQ(sum_of(std::string_view(all).substr(0, 20)), 0U);
+  EXPECT_EQ(sum_of(std::string_view(all).substr(0, 36)), 0U);
   std::map<std::string, std::string> tables;
   const auto add = [&](std::uint64_t address) {
     const std::string table = table_at(all, address);
-    EXPECT_EQ(sum(table), 0U) << table.substr(0, 4);
+    EXPECT_EQ(sum_of(table), 0U) << table.substr(0, 4);
     tables[table.substr(0, 4)] = table;
   };
-  add(at<std::uint64_t>(all, 24));
+  add(field_at<std::uint64_t>(all, 24));
   const std::string xsdt = tables.at("XSDT");
-  for (std::size_t offset = 36; offset < xsdt.size(); offset += 8) add(at<std::uint64_t>(xsdt, offset));
-  add(at<std::uint64_t>(tables.at("FACP"), 140));
-  EXPECT_EQ(at<std::uint32_t>(tables.at("FACP"), 40), at<std::uint64_t>(tables.at("FACP"), 140));
+  for (std::size_t offset = 36; offset < xsdt.size(); offset += 8) add(field_at<std::uint64_t>(xsdt, offset));
+  add(field_at<std::uint64_t>(tables.at("FACP"), 140));
+  EXPECT_EQ(field_at<std::uint32_t>(tables.at("FACP"), 40), field_at<std::uint64_t>(tables.at("FACP"), 140));
   return tables;
 }
 
@@ -81,8 +70,8 @@ TEST(Acpi, MadtNamesEachCpuAndTheIoapic) {
 TEST(Acpi, FadtSaysHardwareReducedAndHowToReset) {
   const std::string fadt = tables_of({}).at("FACP");
   EXPECT_EQ(fadt.size(), 276U);
-  EXPECT_NE(at<std::uint32_t>(fadt, 112) & 1U << 20, 0U);
-  EXPECT_EQ(at<std::uint64_t>(fadt, 120), 0x64U);
+  EXPECT_NE(field_at<std::uint32_t>(fadt, 112) & 1U << 20, 0U);
+  EXPECT_EQ(field_at<std::uint64_t>(fadt, 120), 0x64U);
   EXPECT_EQ(static_cast<std::uint8_t>(fadt[128]), 0xFEU);
 }
 

@@ -3,32 +3,20 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
-#include <numeric>
 #include <string>
 
 #include "memory/guest_memory.h"
+#include "support/table_bytes.h"
 
 namespace fvmm::vmm {
 namespace {
 
+using testing::field_at;
+using testing::sum_of;
+using testing::text_of;
+
 constexpr std::size_t kPointerBytes = 16;
 constexpr std::size_t kHeaderBytes = 44;
-
-std::string text_of(const std::vector<std::byte>& bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-unsigned sum(const std::string& bytes) {
-  return std::accumulate(bytes.begin(), bytes.end(), 0U,
-                         [](unsigned total, char c) { return total + static_cast<std::uint8_t>(c); }) &
-         0xFF;
-}
-template <class T>
-T at(const std::string& bytes, std::size_t offset) {
-  T value;
-  std::memcpy(&value, bytes.data() + offset, sizeof value);
-  return value;
-}
 
 /// Entries behind the header, each its own bytes: 20 of a processor, 8 of all others.
 std::vector<std::string> entries_of(const std::string& all) {
@@ -46,17 +34,17 @@ TEST(MpTable, PointerAndHeaderForEveryCount) {
     SCOPED_TRACE(vcpus);
     const std::string all = text_of(mp_table(vcpus));
     EXPECT_EQ(all.substr(0, 4), "_MP_");
-    EXPECT_EQ(at<std::uint32_t>(all, 4), kMpTableAddress + kPointerBytes);
+    EXPECT_EQ(field_at<std::uint32_t>(all, 4), kMpTableAddress + kPointerBytes);
     EXPECT_EQ(all[8], 1) << "16 bytes";
     EXPECT_EQ(all[9], 4) << "specification 1.4";
     EXPECT_EQ(all[11], 0) << "a table follows, no default configuration";
-    EXPECT_EQ(sum(all.substr(0, kPointerBytes)), 0U);
+    EXPECT_EQ(sum_of(all.substr(0, kPointerBytes)), 0U);
     const std::string table = all.substr(kPointerBytes);
     EXPECT_EQ(table.substr(0, 4), "PCMP");
-    EXPECT_EQ(at<std::uint16_t>(table, 4), table.size());
-    EXPECT_EQ(at<std::uint16_t>(table, 34), entries_of(all).size());
-    EXPECT_EQ(at<std::uint32_t>(table, 36), 0xFEE00000U);
-    EXPECT_EQ(sum(table), 0U);
+    EXPECT_EQ(field_at<std::uint16_t>(table, 4), table.size());
+    EXPECT_EQ(field_at<std::uint16_t>(table, 34), entries_of(all).size());
+    EXPECT_EQ(field_at<std::uint32_t>(table, 36), 0xFEE00000U);
+    EXPECT_EQ(sum_of(table), 0U);
     EXPECT_LE(all.size(), kMpTableBytesMax);
   }
 }
@@ -72,7 +60,7 @@ TEST(MpTable, EntriesComeInTheirOrder) {
   }
   EXPECT_EQ(entries[3], std::string("\1\0ISA   ", 8));
   EXPECT_EQ(entries[4].substr(0, 4), std::string("\2\3\x11\1", 4)) << "an id that no CPU has";
-  EXPECT_EQ(at<std::uint32_t>(entries[4], 4), 0xFEC00000U);
+  EXPECT_EQ(field_at<std::uint32_t>(entries[4], 4), 0xFEC00000U);
   for (unsigned pin = 0; pin < kIoapicPins; ++pin) {
     const std::string wanted{3, 0, 0, 0, 0, static_cast<char>(pin), 3, static_cast<char>(pin)};
     EXPECT_EQ(entries[5 + pin], wanted) << "pin " << pin;
