@@ -54,8 +54,11 @@ void judge_kvm(const HostFacts& facts, std::vector<Check>& checks) {
     const auto found = facts.capabilities.find(needed.name);
     const int value = found == facts.capabilities.end() ? 0 : found->second;
     const bool good = value >= needed.least;
-    checks.push_back({std::string(needed.name), good ? Verdict::kOk : Verdict::kFail, std::to_string(value),
-                      good ? "" : fmt::format("run a kernel whose KVM has it ({} or more)", needed.least)});
+    const Verdict lacking = needed.otherwise.empty() ? Verdict::kFail : Verdict::kWarn;
+    checks.push_back({std::string(needed.name), good ? Verdict::kOk : lacking, std::to_string(value),
+                      good ? ""
+                           : fmt::format("run a kernel whose KVM has it ({} or more){}{}", needed.least,
+                                         needed.otherwise.empty() ? "" : ": without it ", needed.otherwise)});
   }
   if (facts.pvm || facts.vmx_or_svm) {
     checks.push_back(
@@ -145,8 +148,9 @@ std::vector<Check> judge(const HostFacts& facts) {
   checks.push_back(huge_pages(facts));
   checks.push_back(memory(facts));
   checks.push_back(overcommit(facts));
-  checks.push_back(optional("userfaultfd", facts.userfaultfd_error, "/dev/userfaultfd opens",
-                            "give fvmmd access to /dev/userfaultfd (Linux 6.1), for templates of running VMs"));
+  checks.push_back(
+      optional("userfaultfd", facts.userfaultfd_error, "/dev/userfaultfd opens",
+               "give fvmmd access to /dev/userfaultfd (Linux 6.1), for templates of running VMs by --engine cow"));
   checks.push_back(seccomp(facts));
   checks.push_back(limits("open files", facts.open_files_max >= kOpenFilesMin,
                           fmt::format("at most {}", facts.open_files_max),

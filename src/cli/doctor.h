@@ -19,11 +19,12 @@ struct Check {
   std::string fix;  // empty when there is nothing to do
 };
 
-/// A KVM capability FVMM cannot do without, with the least value of KVM_CHECK_EXTENSION that is enough.
+/// A KVM capability FVMM uses, with the least value of KVM_CHECK_EXTENSION that is enough.
 struct NeededCapability {
   std::string_view name;
   int number = 0;
   int least = 1;
+  std::string_view otherwise = {};  // what is lost without it; empty: FVMM cannot run
 };
 const std::vector<NeededCapability>& needed_capabilities();
 

@@ -16,6 +16,7 @@ namespace fvmm::cli {
 namespace {
 
 constexpr std::chrono::seconds kMigrationTimeout{60};
+constexpr std::uint32_t kMigrateConnectionsMax = 8;  // the daemon's limit too (migration::kConnectionsMax)
 constexpr std::chrono::seconds kResultGrace{
     30};  // the daemon ends a migration by its timeout, then still has to say so
 
@@ -69,8 +70,7 @@ int report(Session& session, const Options& options, const v1::MigrateResult& re
   }
   if (result.result() == "completed") return kDone;
   session.err() << fmt::format("fvmmctl: migrate {}: {}: {}\n", options.vm, result.result(), result.error());
-  const bool settled = result.result() == "aborted" || result.result() == "refused";
-  if (settled) return kFailed;
+  if (result.result() == "aborted") return kFailed;
   session.err() << fmt::format("fvmmctl: where {} runs is not known; try: fvmmctl migrate resolve {}\n", options.vm,
                                options.vm);
   return kUnknown;
@@ -169,16 +169,19 @@ void add_resolve(CLI::App& parent, Chosen& chosen) {
   command.add_flag("--force-discard", *discard, "Give it up here; can lose it if the peer does not run it")
       ->excludes(force);
   command.callback([&chosen, name, start, discard] {
-    chosen = [name, start, discard](Session& session) {
+    chosen = [name, start, discard](Session& session) -> int {
       v1::ResolveRequest ask;
       ask.set_vm(*name);
       ask.set_force_start_here(*start);
       ask.set_force_discard(*discard);
       v1::ResolveReport answer;
-      return session.call("fvmm.v1.Migrations/Resolve", ask, answer, kCallTimeout, [&] {
+      const int code = session.call("fvmm.v1.Migrations/Resolve", ask, answer, kCallTimeout, [&] {
         session.out() << fmt::format("{}: {}{}{}\n", *name, answer.outcome(), answer.detail().empty() ? "" : ": ",
                                      answer.detail());
       });
+      if (code != kDone || answer.outcome() != "unsettled") return code;
+      session.err() << fmt::format("fvmmctl: where {} runs is still not known\n", *name);
+      return kUnknown;
     };
   });
 }
@@ -200,7 +203,7 @@ void add_migrate_command(CLI::App& app, Chosen& chosen) {
       ->check(CLI::IsMember({"auto", "suspend", "precopy", "live"}))
       ->capture_default_str();
   command.add_option("--connections", options->connections, "Data connections; chosen when absent")
-      ->check(CLI::Range(1U, 64U));
+      ->check(CLI::Range(1U, kMigrateConnectionsMax));
   command.add_option("--max-downtime", options->max_downtime, "Pause only when the rest fits this (5ms)");
   command.add_option("--timeout", options->timeout, "Call it off after this long (60s)");
   command.add_option("--bandwidth", options->bandwidth, "Limit over all connections, such as 1Gbit");

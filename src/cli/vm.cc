@@ -142,6 +142,8 @@ void add_list_and_show(CLI::App& vm, Chosen& chosen) {
   });
 }
 
+constexpr std::uint32_t kClonesMax = 256;  // the daemon's limit too (daemon::kClonesMax)
+
 struct CloneOptions {
   std::string name, from, tracking;
   std::vector<std::string> nets;
@@ -154,7 +156,7 @@ void add_clone(CLI::App& vm, Chosen& chosen) {
   CLI::App& command = *vm.add_subcommand("clone", "New VMs from a template; with --count N they are NAME-1 ... NAME-N");
   command.add_option("NAME", options->name, "Name of the clone")->required();
   command.add_option("--template", options->from, "Template")->required();
-  command.add_option("--count", options->count, "How many")->check(CLI::Range(1U, 10000U))->capture_default_str();
+  command.add_option("--count", options->count, "How many")->check(CLI::Range(1U, kClonesMax))->capture_default_str();
   add_tracking(command, options->tracking, "the template's when absent");
   command
       .add_option("--net", options->nets,

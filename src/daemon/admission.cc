@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/clock.h"
 #include "base/units.h"
 #include "daemon/records.h"
 
@@ -28,8 +29,11 @@ Result<Admission> check_return(const v1::PeerHello& hello, const AdmissionVm& he
         fmt::format("VM {} is unsettled here: run \"fvmmctl migrate resolve {}\" on this host", here.name, here.name));
   }
   if (here.state != v1::VM_MOVED) {
-    return Error(Errc::kAlreadyExists,
-                 fmt::format("VM {} with the same id is here and {}", here.name, state_text(here.state)));
+    return Error(
+        Errc::kAlreadyExists,
+        fmt::format("VM {0} with the same id is here and {1}: \"fvmmctl vm stop {0}\" and \"vm rm {0}\" on this "
+                    "host if it is not wanted",
+                    here.name, state_text(here.state)));
   }
   if (here.name != hello.vm().name()) {
     return Error(Errc::kFailedPrecondition,
@@ -53,20 +57,34 @@ Result<Admission> admit(const v1::PeerHello& hello, const AdmissionSnapshot& hos
     if (vm.id.raw() == hello.vm().id()) {
       admission = FVMM_TRY(check_return(hello, vm));
     } else if (vm.name == hello.vm().name()) {
-      return Error(Errc::kAlreadyExists, fmt::format("another VM named {} is here ({}): rename or remove one", vm.name,
-                                                     state_text(vm.state)));
+      return Error(Errc::kAlreadyExists,
+                   fmt::format("another VM named {0} is here ({1}): \"fvmmctl vm rm {0}\" on this host, or give "
+                               "the one that comes another name when it is created",
+                               vm.name, state_text(vm.state)));
     }
   }
   HostMemory left = host.memory;
   left.available -= std::min(left.available, host.incoming_bytes);
   FVMM_TRY(check_fits(hello.vm(), left));
   if (host.state_free_bytes < kStateFreeBytesMin) {
-    return Error(Errc::kResourceExhausted,
-                 fmt::format("the state directory has {} free, a VM needs {}", format_bytes(host.state_free_bytes),
-                             format_bytes(kStateFreeBytesMin)));
+    return Error(
+        Errc::kResourceExhausted,
+        fmt::format("the state directory has {} free, a VM needs {}: remove templates (\"fvmmctl template gc\", "
+                    "\"template rm\") or stopped VMs",
+                    format_bytes(host.state_free_bytes), format_bytes(kStateFreeBytesMin)));
   }
   if (!host.base) return host.base.error();
   return admission;
+}
+
+std::string clock_skew(const v1::PeerHello& hello, std::int64_t here_ns) {
+  if (hello.realtime_ns() == 0) return "";
+  const std::chrono::nanoseconds ahead(static_cast<std::int64_t>(hello.realtime_ns()) - here_ns);
+  if (std::chrono::abs(ahead) <= kClockSkewMax) return "";
+  return fmt::format(
+      "the clock of {} is {:.1f} ms {} this host's, so is VM {}'s after the hand-over: synchronise both "
+      "(chrony, systemd-timesyncd)",
+      hello.from(), to_ms(std::chrono::abs(ahead)), ahead.count() > 0 ? "ahead of" : "behind", hello.vm().name());
 }
 
 Result<memory::TemplateInfo> find_base(const v1::TemplateRef& base, const memory::TemplateStore& store) {
@@ -91,8 +109,9 @@ Status check_base(const v1::TemplateRef& base, std::uint64_t memory_bytes, const
   if (const auto named = store.find(base.name())) {
     return Error(
         Errc::kFailedPrecondition,
-        fmt::format("the template named {} here is another one (id {}, not {}): remove or rename it, then push",
-                    base.name(), named->id.hex(), id.hex()));
+        fmt::format(
+            "the template named {} here is another one (id {}, not {}): \"fvmmctl template rm\" it here, then push",
+            base.name(), named->id.hex(), id.hex()));
   }
   return Error(Errc::kNotFound,
                fmt::format("template {} is not here: push it first (\"fvmmctl template push {} --to ...\")",

@@ -97,8 +97,8 @@ Status check_config(const v1::VmConfig& config) {
 Status check_fits(const v1::VmConfig& config, const HostMemory& host) {
   if (config.memory_bytes() <= host.available) return {};
   return Error(Errc::kResourceExhausted,
-               fmt::format("VM {} needs {}, this host has {} available", config.name(),
-                           format_bytes(config.memory_bytes()), format_bytes(host.available)));
+               fmt::format("VM {} needs {}, this host has {} available: give it less memory, or stop another VM",
+                           config.name(), format_bytes(config.memory_bytes()), format_bytes(host.available)));
 }
 
 Status check_files(const v1::VmConfig& config) {

@@ -53,6 +53,7 @@ Status PeerListener::migrate_in(std::unique_ptr<net::Channel>& channel, const v1
   }
   auto admitted = FVMM_TRY(context_.sessions.begin(session));
   const Admission admission = FVMM_TRY(admit(hello, FVMM_TRY(snapshot(hello))));
+  if (const std::string skew = clock_skew(hello, system_clock().realtime_ns()); !skew.empty()) spdlog::warn("{}", skew);
   v1::VmRecord record = incoming_record(hello);
   v1::WorkerReceiveRequest request;
   if (!hello.template_().id().empty()) {

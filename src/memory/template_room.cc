@@ -20,8 +20,10 @@ Status check_room(const std::filesystem::path& store, std::string_view name, std
   const std::uint64_t available = static_cast<std::uint64_t>(room.f_bavail) * room.f_frsize;
   const std::uint64_t needed = page_bytes + hash_table_bytes(page_bytes / kPageBytes) + kMachineBytesExpected;
   if (needed <= available) return {};
-  return Error(Errc::kResourceExhausted, fmt::format("template \"{}\" may need {} bytes, {} has {} free", name, needed,
-                                                     store.string(), available));
+  return Error(Errc::kResourceExhausted,
+               fmt::format("template \"{}\" may need {} bytes, {} has {} free: remove templates (\"fvmmctl template "
+                           "gc\", \"template rm\") or make the disk larger",
+                           name, needed, store.string(), available));
 }
 
 }  // namespace fvmm::memory

@@ -40,7 +40,9 @@ Result<TemplateInfo> look_up(const fs::path& store, const std::string& name, Pin
     seen->info.chain = chain_length(store, seen->manifest);
     return std::move(seen->info);
   }
-  if (seen.error().code() == Errc::kNotFound) return Error(Errc::kNotFound, fmt::format("no template \"{}\"", name));
+  if (seen.error().code() == Errc::kNotFound)
+    return Error(Errc::kNotFound,
+                 fmt::format("no template \"{}\" here (\"fvmmctl template list\" shows those there are)", name));
   return std::move(seen.error()).with(fmt::format("template \"{}\"", name));
 }
 

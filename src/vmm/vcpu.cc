@@ -29,6 +29,15 @@ void install_kick_handler() {
   });
 }
 
+// KVM_RUN's own refusals. A page that cannot be faulted in is EFAULT, or EHWPOISON.
+std::string refused_run(int error) {
+  std::string why = Error(Errc::kIo, "KVM_RUN", error).message();
+  if (error != EFAULT && error != EHWPOISON) return why;
+  return "a page of the guest's memory cannot be read; of a VM on a template: check that with \"fvmmctl template "
+         "verify\", and its disk (" +
+         why + ")";
+}
+
 void set_immediate_exit(kvm_run* run, std::uint8_t value) {
   std::atomic_ref<std::uint8_t>(run->immediate_exit).store(value, std::memory_order_seq_cst);
 }
@@ -219,8 +228,7 @@ Vcpu::State Vcpu::enter_guest() {
       return State::kRunning;
     }
     const int error = errno;
-    return stop(VcpuStop::Kind::kFailed,
-                describe_stop(fd_.get(), *environment_.memory, Error(Errc::kIo, "KVM_RUN", error).message()));
+    return stop(VcpuStop::Kind::kFailed, describe_stop(fd_.get(), *environment_.memory, refused_run(error)));
   }
 }
 

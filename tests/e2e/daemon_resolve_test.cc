@@ -75,7 +75,7 @@ class DaemonResolve : public TwoHostsWithWeb {
       SCOPED_TRACE(host->name());
       expect_start_refused(*host);
       const Ctl asked = resolve(*host);
-      EXPECT_EQ(asked.code, 0) << asked;
+      EXPECT_EQ(asked.code, 4) << asked;
       EXPECT_EQ(asked.text("outcome"), "unsettled") << asked;
       EXPECT_EQ(host->state("web"), "unsettled");
     }

@@ -93,6 +93,24 @@ TEST_F(AdmissionTest, MissingTemplateIsPassedOn) {
   EXPECT_EQ(refusal(), Errc::kNotFound);
 }
 
+TEST_F(AdmissionTest, ClocksThatDifferAreNamedOnlyPastTheLimit) {
+  constexpr std::int64_t kNow = 1'700'000'000'000'000'000;
+  constexpr std::int64_t kMost = std::chrono::nanoseconds(kClockSkewMax).count();
+  hello_.set_from("10.0.0.1:7080");
+  EXPECT_EQ(clock_skew(hello_, kNow), "") << "a peer that does not say";
+  for (const std::int64_t difference : {std::int64_t{0}, kMost, -kMost}) {
+    hello_.set_realtime_ns(static_cast<std::uint64_t>(kNow + difference));
+    EXPECT_EQ(clock_skew(hello_, kNow), "") << difference;
+  }
+  hello_.set_realtime_ns(static_cast<std::uint64_t>(kNow + kMost + 100'000));
+  const std::string ahead = clock_skew(hello_, kNow);
+  for (const auto* part : {"10.0.0.1:7080", "web1", "10.1 ms ahead", "chrony"}) {
+    EXPECT_NE(ahead.find(part), std::string::npos) << ahead;
+  }
+  hello_.set_realtime_ns(static_cast<std::uint64_t>(kNow - kMost - 100'000));
+  EXPECT_NE(clock_skew(hello_, kNow).find("10.1 ms behind"), std::string::npos);
+}
+
 TEST_F(AdmissionTest, MalformedHellosAreRefused) {
   const auto good = hello_;
   hello_.set_session("short");

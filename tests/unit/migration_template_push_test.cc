@@ -207,6 +207,21 @@ TEST_F(TemplatePush, CancelledPushLeavesNothing) {
   EXPECT_TRUE(entries_of(there_directory_.path()).empty());
 }
 
+// What a failing disk does to who reads: fvmmd itself pushes, so this must be an error and no signal.
+TEST_F(TemplatePush, PageThatCannotBeReadEndsThePushWithItsName) {
+  const Outcome outcome = push({.progress = [&](const PushProgress&) {
+    std::filesystem::resize_file(info_.directory / "memory", kPageBytes);
+    return true;
+  }});
+  ASSERT_FALSE(outcome.pushed.ok());
+  EXPECT_EQ(outcome.pushed.error().code(), Errc::kDataLoss);
+  for (const auto* part : {"push base", "pages from", "template verify"}) {
+    EXPECT_NE(outcome.pushed.error().message().find(part), std::string::npos) << outcome.pushed.error().message();
+  }
+  EXPECT_FALSE(outcome.received.ok());
+  EXPECT_TRUE(entries_of(there_directory_.path()).empty());
+}
+
 TEST_F(TemplatePush, ProgressEndsAtTheTotal) {
   PushProgress last;
   Script script;
