@@ -24,6 +24,23 @@ Status check_range(const char* what, std::uint64_t value, Limit least, Limit mos
   return Error(Errc::kInvalidArgument, fmt::format("{} of {}: between {} and {}", what, value, least, most));
 }
 
+/// Whether a worker that answers so has begun nothing. Any other error may be a worker that began and then died, or an
+/// answer that got lost: somebody may have something of the VM, and its record stays.
+bool says_no(Errc code) {
+  switch (code) {
+    case Errc::kInvalidArgument:
+    case Errc::kNotFound:
+    case Errc::kAlreadyExists:
+    case Errc::kPermissionDenied:
+    case Errc::kResourceExhausted:
+    case Errc::kFailedPrecondition:
+    case Errc::kUnimplemented:
+      return true;
+    default:
+      return false;
+  }
+}
+
 /// What the peer will be told when the replication ends.
 v1::ReplicaStop stop_of(const VmView& vm, const std::string& peer, const Id& replication) {
   v1::ReplicaStop stop;
@@ -126,9 +143,7 @@ Result<v1::ReplicaStatus> ReplicationService::start(const v1::ReplicateRequest& 
   // Durable before the peer has anything: from then on somebody may recover the VM there.
   FVMM_TRY(replace_file(vm.directory / kReplicaFile, record.SerializeAsString()), "record the replication");
   auto started = worker.start_replication(work, deadline);
-  if (!started && started.error().code() != Errc::kDeadlineExceeded) {
-    FVMM_TRY(remove_file(vm.directory / kReplicaFile));  // the worker said no: nobody has anything
-  }
+  if (!started && says_no(started.error().code())) FVMM_TRY(remove_file(vm.directory / kReplicaFile));
   return started;
 }
 

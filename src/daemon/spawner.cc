@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <spawn.h>
 #include <spdlog/spdlog.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 
 #include "base/file.h"
 #include "base/id.h"
+#include "base/scope_exit.h"
 #include "daemon/call_worker.h"
 
 namespace fvmm::daemon {
@@ -103,7 +105,9 @@ Ready wait_ready(int pipe, const Deadline& deadline) {
 Result<std::shared_ptr<WorkerProcess>> ExecSpawner::spawn(const Shape& shape, const Deadline& deadline) {
   const std::string name = Id::random().hex().substr(0, 12);
   const std::filesystem::path socket = options_.workers_directory / (name + ".sock");
-  const UniqueFd log = FVMM_TRY(open_file(options_.workers_directory / (name + ".log"), O_WRONLY | O_CREAT | O_APPEND));
+  const std::filesystem::path log_path = options_.workers_directory / (name + ".log");
+  const UniqueFd log = FVMM_TRY(open_file(log_path, O_WRONLY | O_CREAT | O_APPEND));
+  ScopeExit forget_log([&] { (void)remove_file(log_path); });  // of a worker that there never was
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return Error(Errc::kIo, "pipe2", errno);
   const UniqueFd read_end(ends[0]);
@@ -119,7 +123,14 @@ Result<std::shared_ptr<WorkerProcess>> ExecSpawner::spawn(const Shape& shape, co
   const pid_t pid =
       FVMM_TRY(spawn_process(options_.executable, std::move(arguments), log.get(), write_end.get()), "worker");
   write_end.reset();  // so that the end of the worker is the end of the pipe
-  auto worker = FVMM_TRY(WorkerProcess::of(pid, socket, shape));
+  auto watched = WorkerProcess::of(pid, socket, shape);
+  if (!watched) {  // without a pidfd nobody would ever end it
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+    return std::move(watched.error());
+  }
+  forget_log.dismiss();
+  const auto worker = std::move(*watched);
   const Ready ready = wait_ready(read_end.get(), deadline.sooner(kSpawnWaitMax));
   if (ready == Ready::kYes) return worker;
   if (ready == Ready::kTooLate) worker->kill();

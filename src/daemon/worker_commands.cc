@@ -84,22 +84,33 @@ Result<v1::WorkerInfo> Worker::pause() {
   return board_.get();
 }
 
-// Harvests when the guest is at rest; while a command has it, the last figures stand.
+// Harvests when the guest is at rest; while a command or a capture has it, the last figures stand.
 Result<v1::WorkerInfo> Worker::info() {
+  const Status counted = count_delta();
   v1::WorkerInfo now = board_.get();
   if (auto* serial = serial_.load()) {  // set last when the VM is dressed: the VM is there, too
     now.set_serial_bytes(serial->total_bytes());
     now.set_completed_instructions(vm_->completed_instructions());
     describe_nets(*vm_, now);
   }
-  auto held = slot_.take("info", GuestSlot::Stay::kBrief);
-  if (!held || held->empty()) return now;
-  now.set_delta_unknown(!(*held)->machine->dirty().ready());
-  if (now.delta_unknown()) return now;  // a look is no reason to find it
-  FVMM_TRY((*held)->machine->dirty().harvest());
-  const std::uint64_t delta = (*held)->since_base->pending().count();
-  now.set_delta_pages(delta);
+  FVMM_TRY(counted);
   return now;
+}
+
+// Puts the size of the delta on the board, if nobody has the guest.
+Status Worker::count_delta() {
+  auto held = slot_.take_if_at_rest("info");
+  if (!held || held->empty()) return {};
+  const bool known = (*held)->machine->dirty().ready();  // else a look is no reason to find it
+  if (known) FVMM_TRY((*held)->machine->dirty().harvest());
+  const std::uint64_t pages = known ? (*held)->since_base->pending().count() : 0;
+  const v1::WorkerInfo before = board_.get();
+  if (before.delta_pages() == pages && before.delta_unknown() == !known) return {};  // nothing to wake watchers for
+  board_.change([&](v1::WorkerInfo& info) {
+    info.set_delta_pages(pages);
+    info.set_delta_unknown(!known);
+  });
+  return {};
 }
 
 Result<v1::WorkerInfo> Worker::watch(control::Call& call) {

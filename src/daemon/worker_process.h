@@ -67,6 +67,7 @@ class Worker {
   Result<v1::WorkerInfo> resume();
   Result<v1::WorkerInfo> pause();
   Result<v1::WorkerInfo> info();
+  Status count_delta();
   Result<v1::WorkerInfo> watch(control::Call& call);
   Status poke(const v1::PokeRequest& request);
 
@@ -96,6 +97,7 @@ class Worker {
   // worker_replication.cc
   Status fence(const std::string& peer);  // thread: any; with no guest in hand
   Status with_guest(const std::string& what, const std::function<Status(migration::Guest&)>& work);
+  Status with_guest(GuestSlot::Held held, const std::function<Status(migration::Guest&)>& work) const;
   Result<v1::ReplicaStatus> start_replication(const v1::WorkerReplicateRequest& request);
   Result<v1::ReplicaStatus> stop_replication();
   Result<v1::ReplicaStatus> replication_status();

@@ -42,7 +42,10 @@ void Worker::register_replication() {
 
 // A generation takes the guest for as long as its capture lasts; commands wait for that, not for a link.
 Status Worker::with_guest(const std::string& what, const std::function<Status(migration::Guest&)>& work) {
-  GuestSlot::Held held = FVMM_TRY(slot_.take(what, GuestSlot::Stay::kBrief));
+  return with_guest(FVMM_TRY(slot_.take(what, GuestSlot::Stay::kBrief)), work);
+}
+
+Status Worker::with_guest(GuestSlot::Held held, const std::function<Status(migration::Guest&)>& work) const {
   if (held.empty()) return Error(Errc::kFailedPrecondition, "this worker has no VM");
   const v1::VmState state = board_.get().state();
   if (state != v1::VM_RUNNING && state != v1::VM_PAUSED) {

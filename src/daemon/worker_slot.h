@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "base/result.h"
@@ -50,6 +51,16 @@ class GuestSlot {
     if (!under_way_.empty()) return Error(Errc::kFailedPrecondition, "the VM is busy: " + under_way_ + " is under way");
     under_way_ = std::move(what);
     stay_ = stay;
+    return Held(*this, std::move(guest_));
+  }
+
+  /// The guest if it rests here just now: for a look at it, which is no reason to wait, nor for others to hurry. Others
+  /// wait for the look's end.
+  std::optional<Held> take_if_at_rest(std::string what) {
+    const std::lock_guard lock(mutex_);
+    if (!under_way_.empty()) return std::nullopt;
+    under_way_ = std::move(what);
+    stay_ = Stay::kBrief;
     return Held(*this, std::move(guest_));
   }
 

@@ -93,11 +93,12 @@ void Worker::agree_on_way_back() {
   });
 }
 
-// Another command may have the guest for a while: nobody waits for this one.
+// Another command may have the guest for a while. Nobody waits for this one, and no capture breaks off for it.
 Status Worker::when_guest_rests(const std::string& what, const std::function<Status(migration::Guest&)>& work) {
   const Deadline limit = Deadline::after(migration::kWayBackGuestWait);
   for (;;) {
-    Status done = with_guest(what, work);
+    auto held = slot_.take_if_at_rest(what);
+    const Status done = held ? with_guest(std::move(*held), work) : Error(Errc::kFailedPrecondition, "the VM is busy");
     const v1::VmState state = board_.get().state();
     const bool here = state == v1::VM_RUNNING || state == v1::VM_PAUSED;
     if (done || !here || stopping_ || limit.passed()) return done;

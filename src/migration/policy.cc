@@ -5,8 +5,11 @@
 namespace fvmm::migration {
 
 std::chrono::nanoseconds interval_in_force(const ReplicationPolicy& policy, const ReplicationPace& pace) {
-  return std::clamp<std::chrono::nanoseconds>(std::max<std::chrono::nanoseconds>(policy.interval, pace.round_trip),
-                                              kReplicateIntervalMin, kReplicateIntervalMax);
+  std::chrono::nanoseconds wanted = policy.interval;
+  // Just before a generation is sealed, the one before it is an interval and a round trip old.
+  if (policy.lag_max.count() != 0) wanted = std::min(wanted, policy.lag_max - pace.round_trip);
+  return std::clamp<std::chrono::nanoseconds>(std::max(wanted, pace.round_trip), kReplicateIntervalMin,
+                                              kReplicateIntervalMax);
 }
 
 bool generation_is_due(const ReplicationPolicy& policy, const ReplicationPace& pace) {

@@ -14,7 +14,8 @@ inline constexpr unsigned kLagIntervals = 10;  // the lag allowed when nobody sa
 struct ReplicationPolicy {
   std::chrono::milliseconds interval = kReplicateInterval;  // wanted between two generations
   std::uint64_t dirty_pages_max = 0;                        // take one early when so many pages differ; 0: never
-  std::chrono::milliseconds lag_max{0};                     // age of the newest sealed generation; 0: kLagIntervals
+  std::chrono::milliseconds lag_max{0};                     // age of the newest sealed generation; 0: kLagIntervals,
+                                                            // and the interval alone decides
 };
 
 /// What is known when the policy is asked.
@@ -25,7 +26,8 @@ struct ReplicationPace {
   std::uint64_t dirty_pages = 0;             // since the last generation, as far as harvested
 };
 
-/// The interval in force: never shorter than it takes to get a generation sealed, so that they do not queue up, however
+/// The interval in force: the one wanted, or a shorter one where the lag allowed asks for that, but never shorter than
+/// it takes to get a generation sealed, so that they do not queue up, however
 /// slow the link or the peer's disk.
 std::chrono::nanoseconds interval_in_force(const ReplicationPolicy& policy, const ReplicationPace& pace);
 

@@ -208,6 +208,7 @@ Status Replication::agree(const v1::PeerMessage& ready) {
     sealed_instant_ = found->instant;
     status_.set_generation_held(found->number);
     status_.set_generation_sealed(found->number);
+    std::for_each(in_flight_.begin(), found + 1, [this](const Point& point) { acknowledge(point); });
     in_flight_.erase(in_flight_.begin(), found + 1);
   } else if (status_.generation_sealed() == 0 || !theirs || *theirs != sealed_) {
     start_over_ = true;
@@ -220,6 +221,10 @@ Status Replication::agree(const v1::PeerMessage& ready) {
   in_flight_.clear();
   next_number_ = std::max(next_number_, ready.generation().number() + 1);
   return {};
+}
+
+void Replication::acknowledge(const Point& point) {
+  status_.set_pages_acknowledged(status_.pages_acknowledged() + point.pages.count());
 }
 
 Status Replication::send_items() {
@@ -322,7 +327,7 @@ Status Replication::await(v1::PeerKind wanted, std::uint64_t number) {
   sealed_ = point.digest;
   sealed_instant_ = point.instant;
   status_.set_generation_sealed(number);
-  status_.set_pages_acknowledged(status_.pages_acknowledged() + point.pages.count());
+  acknowledge(point);
   in_flight_.pop_front();
   changed_.notify_all();
   return {};

@@ -107,6 +107,7 @@ class Replication {
   Status await(v1::PeerKind wanted, std::uint64_t number);
   Status step(std::string_view name);
   void lose_link(const Error& error, std::chrono::milliseconds next_try);
+  void acknowledge(const Point& point);  // mutex_ held
   void fence();
   void set_state(std::string_view state, std::string detail);
 

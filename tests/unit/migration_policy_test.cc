@@ -37,6 +37,19 @@ TEST(Policy, SlowLinkOrPeerStretchesTheInterval) {
   EXPECT_EQ(interval_in_force({.interval = milliseconds(0)}, {}), kReplicateIntervalMin);
 }
 
+TEST(Policy, MaximumLagShortensTheIntervalByTheRoundTrip) {
+  const ReplicationPolicy policy{.interval = milliseconds(10'000), .lag_max = milliseconds(1000)};
+  EXPECT_EQ(interval_in_force(policy, {}), milliseconds(1000));
+  EXPECT_EQ(interval_in_force(policy, {.round_trip = milliseconds(300)}), milliseconds(700));
+  EXPECT_TRUE(generation_is_due(policy, {.since_instant = milliseconds(700), .round_trip = milliseconds(300)}));
+  EXPECT_FALSE(generation_is_due(policy, {.since_instant = milliseconds(699), .round_trip = milliseconds(300)}));
+  // What takes longer than the lag allows cannot be had more often than it takes.
+  EXPECT_EQ(interval_in_force(policy, {.round_trip = milliseconds(800)}), milliseconds(800));
+  EXPECT_EQ(interval_in_force(policy, {.round_trip = milliseconds(2000)}), milliseconds(2000));
+  const ReplicationPolicy loose{.interval = milliseconds(100), .lag_max = milliseconds(5000)};
+  EXPECT_EQ(interval_in_force(loose, {.round_trip = milliseconds(40)}), milliseconds(100)) << "it makes nothing longer";
+}
+
 TEST(Policy, LagIsJudgedByTheLimitOrByIntervals) {
   ReplicationPolicy policy{.interval = milliseconds(100)};
   EXPECT_FALSE(is_lagging(policy, milliseconds(100) * kLagIntervals));
