@@ -99,13 +99,14 @@ class WireBackend final : public devices::NetBackend {
   const bool offloads_;
 };
 
-/// A frame to `destination` with a payload that its number tells from others; `bytes` without the virtio header.
+/// A frame to `destination` with a payload that its number tells from others; `bytes` without the virtio header: of
+/// fewer than an address has, so many of its bytes.
 inline Frame frame_to(const std::array<std::uint8_t, 6>& destination, std::size_t bytes, unsigned number = 0) {
   Frame frame(devices::kNetHeaderBytes + bytes);
   for (std::size_t i = devices::kNetHeaderBytes; i < frame.size(); ++i) {
     frame[i] = static_cast<std::byte>((i * 7 + number) % 251);
   }
-  for (std::size_t i = 0; i < destination.size(); ++i) {
+  for (std::size_t i = 0; i < std::min(bytes, destination.size()); ++i) {
     frame[devices::kNetHeaderBytes + i] = static_cast<std::byte>(destination.at(i));
   }
   return frame;

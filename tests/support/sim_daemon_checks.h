@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include <cstring>
+
 #include "support/sim_daemon_world.h"
 
 namespace fvmm::testing {
@@ -56,6 +58,9 @@ inline void SimDaemonWorld::on_start(SimWorker& worker, SimMachine& machine) {
   if (!source || source->machine == nullptr) return;
   expect(!source->machine->running(), "the source runs while the destination starts");
   expect(machine.registers() == source->machine->registers(), "registers differ at the hand-over");
+  const auto ours = source->machine->memory().pages({0, kSimPages});
+  const auto theirs = machine.memory().pages({0, kSimPages});
+  expect(std::memcmp(ours.data(), theirs.data(), ours.size()) == 0, "memory differs at the hand-over");
 }
 
 /// The destination has given its word.
