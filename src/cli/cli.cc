@@ -61,6 +61,7 @@ int run(std::vector<std::string> arguments, const Streams& streams) {
   add_template_commands(app, chosen);
   add_migrate_command(app, chosen);
   add_replicate_commands(app, chosen);
+  add_cpu_template_commands(app, chosen);
   add_host_commands(app, chosen);
   add_debug_commands(app, chosen);
   std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them last first

@@ -22,6 +22,7 @@ void add_vm_commands(CLI::App& app, Chosen& chosen);
 void add_template_commands(CLI::App& app, Chosen& chosen);
 void add_migrate_command(CLI::App& app, Chosen& chosen);
 void add_replicate_commands(CLI::App& app, Chosen& chosen);
+void add_cpu_template_commands(CLI::App& app, Chosen& chosen);
 void add_host_commands(CLI::App& app, Chosen& chosen);   // host show, doctor
 void add_debug_commands(CLI::App& app, Chosen& chosen);  // hidden
 

@@ -72,7 +72,8 @@ void add_create(CLI::App& vm, Chosen& chosen) {
       ->required();
   command.add_option("--initrd", options->initrd, "Initial RAM file system");
   command.add_option("--cmdline", options->cmdline, "Kernel command line");
-  command.add_option("--cpu-template", options->cpu_template, "host, baseline or pvm; chosen by the host when absent");
+  command.add_option("--cpu-template", options->cpu_template,
+                     "Name of a CPU template (cpu-template list); chosen by the host when absent");
   add_tracking(command, options->tracking, "log by default");
   command.add_flag("--acpi", options->acpi, "ACPI tables (hardware-reduced), with a VM generation id");
   command.add_flag("--rng", options->rng, "A virtio random number generator");

@@ -15,6 +15,7 @@
 #include "base/units.h"
 #include "memory/layout.h"
 #include "memory/tracking.h"
+#include "vmm/cpu_template.h"
 #include "vmm/virtio_devices.h"
 
 namespace fvmm::daemon {
@@ -81,11 +82,10 @@ Status check_config(const v1::VmConfig& config) {
     return Error(Errc::kInvalidArgument,
                  fmt::format("the command line has {} bytes, more than {}", config.cmdline().size(), kCmdlineBytesMax));
   }
-  const bool known = config.cpu_template().empty() ||
-                     std::ranges::find(kCpuTemplates, config.cpu_template()) != std::end(kCpuTemplates);
-  if (!known) {
-    return Error(Errc::kInvalidArgument, fmt::format("unknown CPU template \"{}\"; there are {}", config.cpu_template(),
-                                                     fmt::join(kCpuTemplates, ", ")));
+  if (config.has_cpu()) {
+    FVMM_TRY(vmm::check_cpu_template(config.cpu()), "CPU template " + config.cpu().name());
+  } else if (!config.cpu_template().empty()) {
+    FVMM_TRY(vmm::builtin_cpu_template(config.cpu_template()));  // a file's text goes with the VM
   }
   FVMM_TRY(memory::parse_tracking(config.tracking()));
   if (config.acpi() != (config.generation_id().size() == sizeof(Id))) {

@@ -13,7 +13,6 @@ namespace fvmm::daemon {
 inline constexpr std::size_t kNameBytesMax = 64;
 inline constexpr std::size_t kCmdlineBytesMax = 4095;
 inline constexpr unsigned kVcpusMax = 16;
-inline constexpr std::string_view kCpuTemplates[] = {"host", "baseline", "pvm"};
 
 /// Of this host, in bytes: /proc/meminfo, proc(5).
 struct HostMemory {

@@ -95,7 +95,8 @@ Status Daemon::open_services(const DaemonOptions& options, std::optional<UniqueF
     peers_ = FVMM_TRY(PeerListener::open(at, {*registry_, *pool_, *supervisor_, *store_, *sessions_, *replicas_, stop_,
                                               options.state_directory, options.test_hooks}));
   }
-  vms_ = std::make_unique<VmService>(*registry_, *pool_, *supervisor_, *store_, options.test_hooks);
+  cpus_ = std::make_unique<CpuTemplates>(options.cpu_template_directory);
+  vms_ = std::make_unique<VmService>(*registry_, *pool_, *supervisor_, *store_, *cpus_, options.test_hooks);
   templates_ = std::make_unique<TemplateService>(*registry_, *store_, folds_.get());
   MigrationService::Options migrations;
   migrations.listen = listen();
@@ -109,7 +110,7 @@ Status Daemon::open_services(const DaemonOptions& options, std::optional<UniqueF
   replications_ =
       std::make_unique<ReplicationService>(ReplicationService::Parts{*registry_, *store_, *replicas_, *stops_, *vms_},
                                            ReplicationService::Options{listen(), options.test_hooks});
-  host_ = std::make_unique<HostService>(listen(), [this] { return pool_->warm(); });
+  host_ = std::make_unique<HostService>(listen(), *cpus_, [this] { return pool_->warm(); });
   control::Server::Options server;
   if (listener) {
     server.listener = std::move(*listener);
@@ -121,6 +122,7 @@ Status Daemon::open_services(const DaemonOptions& options, std::optional<UniqueF
   templates_->bind(*server_);
   migrations_->bind(*server_);
   replications_->bind(*server_);
+  cpus_->bind(*server_);
   host_->bind(*server_);
   if (peers_) peers_->start();
   return {};

@@ -9,6 +9,7 @@
 #include "base/unique_fd.h"
 #include "control/server.h"
 #include "daemon/background_fold.h"
+#include "daemon/cpu_templates.h"
 #include "daemon/host_service.h"
 #include "daemon/incoming.h"
 #include "daemon/migration_service.h"
@@ -63,6 +64,7 @@ class Daemon {
   std::unique_ptr<IncomingSessions> sessions_;
   std::unique_ptr<Replicas> replicas_;
   std::unique_ptr<PeerListener> peers_;
+  std::unique_ptr<CpuTemplates> cpus_;
   std::unique_ptr<VmService> vms_;
   std::unique_ptr<TemplateService> templates_;
   std::unique_ptr<MigrationService> migrations_;

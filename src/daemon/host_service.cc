@@ -24,7 +24,7 @@ Result<v1::HostInfo> HostService::info() const {
   std::getline(std::ifstream("/proc/sys/kernel/random/boot_id") >> std::ws, boot_id);
   out.set_boot_id(boot_id);
   out.set_listen(listen_);
-  for (const std::string_view name_of : kCpuTemplates) out.add_cpu_templates(std::string(name_of));
+  for (std::string& cpu : FVMM_TRY(cpus_.names())) out.add_cpu_templates(std::move(cpu));
   out.set_warm_workers(warm_workers_());
   return out;
 }

@@ -116,6 +116,8 @@ Invocation parse_command_line(int argc, const char* const* argv) {
   app.add_option("--warm-workers", options.warm_workers, "workers kept ready for each recently used size")
       ->capture_default_str()
       ->check(CLI::Range(0U, kWarmWorkersMax));
+  std::string cpus = options.cpu_template_directory.string();
+  app.add_option("--cpu-templates", cpus, "directory of CPU templates, NAME.json each")->capture_default_str();
   std::string staging;
   app.add_option("--replica-staging", staging,
                  fmt::format("RAM of all VMs whose generations may come in at once, as in 8G ({} % of this host's)",
@@ -142,6 +144,9 @@ Invocation parse_command_line(int argc, const char* const* argv) {
   if (!runtime_path) return fail(runtime_path.error());
   const auto state_path = absolute(state);
   if (!state_path) return fail(state_path.error());
+  const auto cpus_path = absolute(cpus);
+  if (!cpus_path) return fail(cpus_path.error());
+  options.cpu_template_directory = *cpus_path;
   if (!resident.empty()) {
     const auto resident_path = absolute(resident);
     if (!resident_path) return fail(resident_path.error());

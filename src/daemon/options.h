@@ -18,7 +18,8 @@ struct DaemonOptions {
   std::filesystem::path runtime_directory = "/run/fvmm";
   std::filesystem::path state_directory = "/var/lib/fvmm";
   std::filesystem::path resident_directory;  // on tmpfs; empty: chosen by resident_directory()
-  std::string listen;                        // HOST:PORT of the peer listener; empty: none
+  std::filesystem::path cpu_template_directory = "/etc/fvmm/cpu-templates";
+  std::string listen;  // HOST:PORT of the peer listener; empty: none
   bool test_hooks = false;
   bool complete_instructions = false;       // also on hosts that are not KVM-PVM
   SeccompMode seccomp = kSeccompDefault;    // of workers

@@ -67,6 +67,7 @@ Result<v1::VmInfo> VmService::create(const v1::CreateVmRequest& request, const D
   vmm::give_macs(*record.mutable_config());
   record.set_state(v1::VM_CREATED);
   record.set_fencing_token(1);
+  FVMM_TRY(cpus_.settle(*record.mutable_config()));
   FVMM_TRY(check_config(record.config()));
   FVMM_TRY(check_fits(record.config(), FVMM_TRY(read_host_memory())));
   FVMM_TRY(check_files(record.config()));

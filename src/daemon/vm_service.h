@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "control/server.h"
+#include "daemon/cpu_templates.h"
 #include "daemon/pool.h"
 #include "daemon/registry.h"
 #include "daemon/supervisor.h"
@@ -27,8 +28,13 @@ void write_down_tracking(v1::VmConfig& config);
 class VmService {
  public:
   VmService(Registry& registry, WorkerPool& pool, Supervisor& supervisor, const memory::TemplateStore& store,
-            bool test_hooks)
-      : registry_(registry), pool_(pool), supervisor_(supervisor), store_(store), test_hooks_(test_hooks) {}
+            const CpuTemplates& cpus, bool test_hooks)
+      : registry_(registry),
+        pool_(pool),
+        supervisor_(supervisor),
+        store_(store),
+        cpus_(cpus),
+        test_hooks_(test_hooks) {}
 
   void bind(control::Server& server);
 
@@ -70,6 +76,7 @@ class VmService {
   WorkerPool& pool_;
   Supervisor& supervisor_;
   const memory::TemplateStore& store_;
+  const CpuTemplates& cpus_;
   const bool test_hooks_;
 };
 

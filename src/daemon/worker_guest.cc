@@ -91,8 +91,7 @@ Result<v1::WorkerInfo> Worker::boot(const v1::WorkerBootRequest& request, std::v
   std::shared_ptr<vmm::Vm> vm = FVMM_TRY(take_warm(config));
   vm->give_nets(std::move(nets));
   const auto supported = FVMM_TRY(vm->kvm().supported_cpuid());
-  const std::string cpu(config.cpu_template().empty() ? vmm::default_cpu_template(vm->kvm().features())
-                                                      : std::string_view(config.cpu_template()));
+  const v1::CpuTemplate cpu = FVMM_TRY(vmm::cpu_template_of(config, vm->kvm().features()));
   FVMM_TRY(dress(vm, config, request.vm_directory(), FVMM_TRY(vmm::build_cpuid(cpu, supported, vm->tsc_khz()))));
   FVMM_TRY(vm->memory().map_zero());
   vmm::BootRequest boot;

@@ -1,4 +1,4 @@
-// CPU templates: named masks over what the host's KVM supports, and the check that a destination can carry a guest.
+// The CPUID table that a VM's vCPUs get, and the check that a destination can carry a guest.
 #pragma once
 
 #include <cstdint>
@@ -7,24 +7,24 @@
 #include <vector>
 
 #include "base/result.h"
+#include "proto/config.pb.h"
+#include "vmm/cpuid_words.h"
 #include "vmm/kvm.h"
 
 namespace fvmm::vmm {
 
-using CpuidTable = std::vector<kvm_cpuid_entry2>;
-
-/// Names a user may give: "host", "baseline", "pvm".
-std::vector<std::string> cpu_template_names();
-/// The template used when none is named: "pvm" on a PVM host, else "host".
+/// The name of the CPU template used when none is named: "pvm" on a PVM host, else "host".
 std::string_view default_cpu_template(const KvmFeatures& features);
+/// The template a VM was created with: the text it carries, or the built-in of that name, or the default here.
+/// kNotFound; kInvalidArgument for a text that this build does not understand.
+Result<v1::CpuTemplate> cpu_template_of(const v1::VmConfig& config, const KvmFeatures& features);
 
-/// The table one VM's vCPUs get. No template offers what a saved state does not hold: VMX, SVM, SGX. Unknown names:
-/// kInvalidArgument listing the known ones.
-///   host      what KVM supports
-///   baseline  of that, x86-64-v2 plus AES and RDRAND: runs on any server since 2012
-///             (extended state beyond SSE, performance counters and later leaves are not there either)
-///   pvm       host without what KVM-PVM cannot do at CPL 0 (cx16, PV unhalt, IPI, TLB flush, async faults)
-Result<CpuidTable> build_cpuid(std::string_view name, const CpuidTable& supported, std::uint32_t tsc_khz);
+/// `supported` (KVM_GET_SUPPORTED_CPUID) as the template leaves it, without what a saved state does not hold (VMX, SVM,
+/// SGX), with the hypervisor bit, the deadline timer and the timing leaf. kFailedPrecondition naming a required feature
+/// that this host lacks.
+Result<CpuidTable> build_cpuid(const v1::CpuTemplate& cpu, const CpuidTable& supported, std::uint32_t tsc_khz);
+/// The same of a built-in template.
+Result<CpuidTable> build_cpuid(std::string_view builtin, const CpuidTable& supported, std::uint32_t tsc_khz);
 
 /// The copy for one vCPU of `vcpus`: APIC ids, and one package of as many cores of one thread (leaves 1, 4, 0xB, 0x1F,
 /// AMD's 0x80000008, 0x8000001D and 0x8000001E).

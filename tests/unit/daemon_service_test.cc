@@ -29,7 +29,7 @@ class ServiceTest : public testing::Test {
     store_ = std::make_unique<memory::TemplateStore>(*memory::TemplateStore::open(scratch_.path() / "templates"));
     pool_ = *WorkerPool::open(spawner_, {.per_recent_shape = 0});
     supervisor_ = std::make_unique<Supervisor>(*registry_, stop_);
-    vms_ = std::make_unique<VmService>(*registry_, *pool_, *supervisor_, *store_, false);
+    vms_ = std::make_unique<VmService>(*registry_, *pool_, *supervisor_, *store_, cpus_, false);
     templates_ = std::make_unique<TemplateService>(*registry_, *store_, nullptr);
     MigrationService::Options options;
     options.ask = [this](const v1::SessionRecord&) -> Result<v1::SessionAnswer> {
@@ -106,6 +106,7 @@ class ServiceTest : public testing::Test {
   std::unique_ptr<memory::TemplateStore> store_;
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<Supervisor> supervisor_;
+  CpuTemplates cpus_{scratch_.path() / "cpu-templates"};
   std::unique_ptr<VmService> vms_;
   std::unique_ptr<TemplateService> templates_;
   std::unique_ptr<MigrationService> migrations_;
@@ -195,7 +196,7 @@ TEST_F(ServiceTest, PokeNeedsTestHooks) {
   v1::PokeRequest poke;
   poke.set_name("web1");
   EXPECT_EQ(vms_->poke(poke, soon()).error().code(), Errc::kPermissionDenied);
-  VmService hooked(*registry_, *pool_, *supervisor_, *store_, true);
+  VmService hooked(*registry_, *pool_, *supervisor_, *store_, cpus_, true);
   EXPECT_TRUE(hooked.poke(poke, soon()));
 }
 
