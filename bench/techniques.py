@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The techniques side by side, at several dirty rates: migrations by `live`, `suspend` and `precopy`, QEMU's pre-copy of the same guest
 (`-accel kvm -M microvm -cpu qemu64,-cx16`, downtime limit 10 ms), and the pauses of generations (`replicate`) and of templates of the
-running guest, all in one run. JSON on standard output, a table on standard error, and with --svg DIR one plot for each figure.
+running guest, all in one run. JSON on standard output, tables on standard error (the second: each budget that the run can judge, and
+whether it was met), and with --svg DIR one plot for each figure.
 
 A guest filled with incompressible data rewrites pages of its working set at the rate. What it saw itself (the largest gap in a spin
 on its TSC) stands beside each downtime. Full copies begin with warm memory (lab.Ballast): else a host that takes freed memory away is
@@ -16,6 +17,7 @@ import tempfile
 
 from migrate import figures, move, summary, wait_warm
 from qemu import qemu_precopy
+from full_copy import plain_mb_s
 from lab import GUEST, Daemon, heartbeats, wait_for, wait_steps  # noqa: E402  (migrate.py has set the path)
 
 COLORS = {"live": "#1f77b4", "suspend": "#2ca02c", "precopy": "#d62728", "qemu": "#ff7f0e", "generation": "#9467bd", "template": "#8c564b"}
@@ -129,6 +131,44 @@ def table(rows):
     return "\n".join(lines)
 
 
+def budgets(rows, tcp_mb_s):
+    """What DESIGN.md's budgets ask for, beside what this run measured: [what, budget, measured, met]."""
+    out = []
+
+    def judge(what, least_or_most, limit, measured):
+        met = measured <= limit if least_or_most == "<=" else measured >= limit
+        out.append({"what": what, "budget": f"{least_or_most} {limit:.3g}", "measured": round(measured, 2), "met": met})
+
+    for row in rows:
+        at = f"{row['memory']}, {row['rate']}/s"
+        for mode in ("live", "suspend"):
+            r = row[mode]
+            down, took, pages = r["downtime_ms"], r["duration_ms"]["median"], r["pages_sent"]["median"]
+            if pages <= 100:
+                judge(f"downtime, ms: {mode}, {at}", "<=", 2, down["median"])
+                if "qemu" in row:
+                    judge(f"downtime, share of QEMU's best: {mode}, {at}", "<=", 1 / 3, down["median"] / row["qemu"]["downtime_ms"]["min"])
+            if mode == "live" and row["rate"] == 10000:
+                judge(f"downtime, ms: {mode}, {at}", "<=", 5, down["median"])
+                judge(f"downtime, worst, ms: {mode}, {at}", "<=", 15, down["max"])
+            if pages <= 1000:
+                allowed = r["bytes_sent"]["median"] / 1e3 / tcp_mb_s + 10
+                judge(f"duration over (delta / TCP rate + 10 ms): {mode}, {at}", "<=", 1.3, took / allowed)
+            if row["rate"] == 0 and row["memory"] == "8G" and "qemu" in row:
+                judge(f"duration, QEMU's over ours: {mode}, {at}", ">=", 200, row["qemu"]["duration_ms"]["median"] / took)
+            small = next((other for other in rows if other["rate"] == row["rate"]), row)
+            if small is not row and pages <= 1000:
+                judge(f"duration over that of {small['memory']}: {mode}, {at}", "<=", 1.3, took / small[mode]["duration_ms"]["median"])
+        g = row["generation"]
+        if g["pages"] <= 10000:
+            judge(f"pause of a generation of {g['pages']} pages, ms: {at}", "<=", 1 if g["pages"] <= 100 else 10, g["pause_ms"]["median"])
+    return out
+
+
+def budget_table(judged):
+    return "\n".join(f"{'met   ' if b['met'] else 'MISSED'} {b['what']}: {b['measured']} (budget {b['budget']})" for b in judged)
+
+
 def svg(title, series, labels):
     """Grouped bars on a logarithmic axis: series is {name: [value or None for each label]}."""
     width, height, left, bottom = 760, 360, 70, 60
@@ -188,11 +228,13 @@ def main():
     options = parser.parse_args()
     root = tempfile.mkdtemp(prefix="fvmm-bench-")
     try:
+        tcp = plain_mb_s(256)["plain_mb_s_median"]
         rows = [one(options, memory, rate, root) for memory in options.memory for rate in options.rate]
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    print(json.dumps(rows, indent=1))
-    print(table(rows), file=sys.stderr)
+    judged = budgets(rows, tcp)
+    print(json.dumps({"tcp_mb_s": tcp, "rows": rows, "budgets": judged}, indent=1))
+    print(table(rows), budget_table(judged), sep="\n\n", file=sys.stderr)
     if options.svg:
         plots(rows, options.svg)
 
