@@ -73,7 +73,8 @@ void add_start(CLI::App& parent, Chosen& chosen) {
   command.add_option("--interval", options->interval,
                      "Between two generations (1s); longer where link or peer need it");
   command.add_option("--dirty-pages", options->dirty_pages, "Take one early when so many pages differ");
-  command.add_option("--max-lag", options->lag_max, "Generations often enough that the newest sealed one is never older, else LAGGING (10 intervals)");
+  command.add_option("--max-lag", options->lag_max,
+                     "Generations often enough that the newest sealed one is never older, else LAGGING (10 intervals)");
   command.add_option("--buffer", options->buffer, "Captured pages that may wait for the link (256M)");
   command.add_option("--bandwidth", options->bandwidth, "Limit, such as 1Gbit");
   command.add_option("--test-hook", options->test_hook)->group("");
