@@ -10,6 +10,7 @@
 #define BLOCKS_MAX 4096
 #define ANSWER_MS 20000  // a device that needs longer has lost the request
 #define ERRORS_PRINTED_MAX 32
+#define KEPT_MAX 64
 
 enum request { READ = 0, WRITE = 1, FLUSH = 4 };
 
@@ -19,7 +20,9 @@ struct header {
 };
 
 static u64 buffer[BLOCK_WORDS] __attribute__((aligned(4096)));
-static u64 versions[BLOCKS_MAX];  // that the disk must hold; 0: never written
+static u64 kept[KEPT_MAX][BLOCK_WORDS] __attribute__((aligned(4096)));  // that the device alone writes
+static u64 keep;                                                        // how many of them are read into, in turn
+static u64 versions[BLOCKS_MAX];                                        // that the disk must hold; 0: never written
 static struct header header;
 static u8 status;
 static u64 tsc_khz;
@@ -37,12 +40,12 @@ static void report(const char* kind, u64 found, u64 expected) {
 }
 
 /// One request to its end; whether the device says that it is done.
-static bool ask(enum request type, u64 block) {
+static bool ask(enum request type, u64 block, u64* data) {
   header.type = type;
   header.sector = block * BLOCK_SECTORS;
   status = 0xff;
   const struct queue_part all[3] = {
-      {(u64)&header, sizeof header, false}, {(u64)buffer, BLOCK_BYTES, type == READ}, {(u64)&status, 1, true}};
+      {(u64)&header, sizeof header, false}, {(u64)data, BLOCK_BYTES, type == READ}, {(u64)&status, 1, true}};
   const struct queue_part without_data[2] = {all[0], all[2]};
   queue_offer_chain(type == FLUSH ? without_data : all, type == FLUSH ? 2 : 3);
   const u64 limit = rdtsc() + ticks_of_ms(ANSWER_MS, tsc_khz);
@@ -61,16 +64,18 @@ static bool ask(enum request type, u64 block) {
 }
 
 static void check_block(u64 block) {
-  for (u64 i = 0; i < BLOCK_WORDS; ++i) buffer[i] = ~0ULL;
-  if (!ask(READ, block)) return;
+  u64* const data = keep != 0 ? kept[reads % keep] : buffer;
+  for (u64 i = 0; keep == 0 && i < BLOCK_WORDS; ++i) data[i] = ~0ULL;
+  if (!ask(READ, block, data)) return;
   ++reads;
-  if (buffer[0] != versions[block]) return report("version", buffer[0], versions[block]);
-  if (versions[block] != 0 && !block_is_whole(buffer, block)) report("content", block, versions[block]);
+  const u64 found = *(volatile u64*)data;
+  if (found != versions[block]) return report("version", found, versions[block]);
+  if (versions[block] != 0 && !block_is_whole(data, block)) report("content", block, versions[block]);
 }
 
 static void write_block(u64 block) {
   fill_block(buffer, block, versions[block] + 1);
-  if (!ask(WRITE, block)) return;
+  if (!ask(WRITE, block, buffer)) return;
   ++writes;
   ++versions[block];
 }
@@ -79,7 +84,7 @@ static void write_block(u64 block) {
 static u64 adopt(u64 blocks) {
   u64 found = 0;
   for (u64 block = 0; block < blocks; ++block) {
-    if (!ask(READ, block)) continue;
+    if (!ask(READ, block, buffer)) continue;
     ++reads;
     if (buffer[0] == 0) continue;
     if (!block_is_whole(buffer, block)) {
@@ -119,7 +124,7 @@ static void print_beat(u64 n, u64 ms) {
 static void turn(u64 number, u64 blocks, bool readonly) {
   const u64 block = mix(g_seed ^ number) % blocks;
   if (number % 4 == 3) {
-    if (ask(FLUSH, 0)) ++flushes;
+    if (ask(FLUSH, 0, 0)) ++flushes;
     return;
   }
   if (versions[block] != 0 || readonly) check_block(block);
@@ -136,6 +141,8 @@ void guest_main(u64 start_info) {
   const u64 beat = ticks_of_ms(max_u64(option("beat", 200), 1), tsc_khz);
   const u64 gap = tsc_khz * 1000 / max_u64(option("rate", 200), 1);
   const bool readonly = option("readonly", 0) != 0;
+  keep = option("keep", 0);
+  if (keep > KEPT_MAX) keep = KEPT_MAX;
   const u64 slot = queue_start(2, option("event_idx", 1) != 0);
   const u64 sectors = queue_config(0);
   u64 blocks = option("blocks", 256);

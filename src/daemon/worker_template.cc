@@ -6,6 +6,8 @@
 //   cow    the same, but the instant is a pause at the start: pages are write-protected, and captured before their
 //   first
 //          later write; anonymous memory and tmpfs only
+#include "daemon/worker_template.h"
+
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
@@ -168,6 +170,12 @@ class TemplateOfGuest {
 
 }  // namespace
 
+Result<v1::TemplateInfo> make_template(migration::Guest& guest, const std::string& engine,
+                                       const v1::WorkerTemplateRequest& request, const migration::StepHook& on_step) {
+  TemplateOfGuest work(guest, request, on_step);
+  return engine == "stop" ? work.stop() : work.running(engine);
+}
+
 Result<v1::TemplateInfo> Worker::create_template(const v1::WorkerTemplateRequest& request) {
   const Engine engine = FVMM_TRY(choose_engine(request.engine()));
   if (!request.test_hook().empty() && !options_.test_hooks) {
@@ -179,8 +187,7 @@ Result<v1::TemplateInfo> Worker::create_template(const v1::WorkerTemplateRequest
   if (held.empty()) return no_guest();
   FVMM_TRY(check_usable(board_.get()));
   const auto scan = FVMM_TRY(migration::find_delta(*held->machine));
-  TemplateOfGuest work(*held, request, on_step);
-  v1::TemplateInfo answer = FVMM_TRY(engine.name == "stop" ? work.stop() : work.running(engine.name));
+  v1::TemplateInfo answer = FVMM_TRY(make_template(*held, engine.name, request, on_step));
   FVMM_TRY(held->machine->fenced());  // its pause did not end
   show(*held);
   answer.set_scan_ms(to_ms(scan));

@@ -73,6 +73,7 @@ VirtioBlk::~VirtioBlk() {
   }
   wake();
   thread_.join();
+  engine_.reset();  // waits for what is under way, and each end looks for its request in pending_
 }
 
 std::uint32_t VirtioBlk::type() const {

@@ -1,5 +1,6 @@
 #include "migration/steps.h"
 
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -19,6 +20,7 @@ Result<StepHook> parse_step_hook(std::string_view text) {
   return StepHook([verb, wanted](std::string_view step) -> Status {
     if (step != wanted) return {};
     if (verb == "kill") ::kill(::getpid(), SIGKILL);
+    if (verb != "fail") spdlog::info("test hook holds step {}", wanted);
     if (verb == "delay") {
       std::this_thread::sleep_for(kStepDelay);
       return {};

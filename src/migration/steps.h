@@ -21,8 +21,8 @@ using StepHook = std::function<Status(std::string_view step)>;
 std::string peer_part(const std::string& text);
 
 /// Hook from its text: "fail:STEP" (the step fails), "kill:STEP" (SIGKILL to this process), "stall:STEP" (waits 1 h in
-/// slices, for tests of deadlines elsewhere), "delay:STEP" (waits kStepDelay, then goes on). kInvalidArgument for
-/// another text. Empty text: no hook.
+/// slices, for tests of deadlines elsewhere), "delay:STEP" (waits kStepDelay, then goes on); what holds a step logs it
+/// first. kInvalidArgument for another text. Empty text: no hook.
 Result<StepHook> parse_step_hook(std::string_view text);
 
 }  // namespace fvmm::migration

@@ -1,58 +1,8 @@
 // Continuous templating between two real daemons, and recovery when the source is gone.
-#include <algorithm>
-
-#include "support/daemons.h"
+#include "support/replicated.h"
 
 namespace fvmm::test {
 namespace {
-
-class DaemonReplicate : public TwoHostsWithWeb {
- protected:
-  void TearDown() override {}  // a host may be gone: each test looks where it can
-
-  Ctl replicate(const std::vector<std::string>& more = {}) {
-    std::vector<std::string> words{"replicate", "start", "web", "--to", b_->listen(), "--interval", "20ms"};
-    words.insert(words.end(), more.begin(), more.end());
-    return a_->ctl(words);
-  }
-  double sealed() { return a_->ctl({"replicate", "status", "web"}).number("generation_sealed"); }
-  bool seals(double more) {
-    const double before = std::max(0.0, sealed());
-    return wait_until([&] { return sealed() >= before + more; });
-  }
-  static std::uint64_t step_of(Host& host) {
-    const auto beat = host.next_heartbeat("web");
-    return beat ? beat->step : 0;
-  }
-  Ctl recover(const std::vector<std::string>& more = {}) {
-    std::vector<std::string> words{"replicate", "recover", "web"};
-    words.insert(words.end(), more.begin(), more.end());
-    return b_->ctl(words);
-  }
-  /// Ends the replication, and B never hears of it: as after an older fvmmd, or one that lost its disk.
-  void stop_untold() {
-    b_->kill_daemon();
-    const Ctl stopped = a_->ctl({"replicate", "stop", "web"});
-    EXPECT_EQ(stopped.code, 0) << stopped;
-    EXPECT_NE(stopped.text("detail").find("has not been told"), std::string::npos) << stopped;
-    a_->kill_daemon();
-    std::filesystem::remove_all(a_->state_directory() / "replica-stops");
-    b_->start();
-    a_->start();
-  }
-  int generations_at_b() {
-    int count = 0;
-    for (const auto& entry : std::filesystem::directory_iterator(b_->state_directory() / "templates")) {
-      if (entry.path().filename().string().starts_with("web.")) ++count;
-    }
-    return count;
-  }
-  void kill_source() {
-    a_->kill_daemon();
-    for (const pid_t worker : a_->workers()) ::kill(worker, SIGKILL);
-    EXPECT_TRUE(wait_until([&] { return a_->workers().empty(); }));
-  }
-};
 
 TEST_F(DaemonReplicate, SourceHostIsGoneAndTheVmGoesOnAtThePeer) {
   const auto id = Host::text(a_->vm("web").at("config").as_object(), "id");
@@ -296,42 +246,6 @@ TEST_F(DaemonReplicate, BadRequestsAreNamed) {
   fails({"replicate", "status", "web"}, "not being replicated");
   EXPECT_TRUE(a_->verified_after_now("web"));
 }
-
-/// A process is killed at a step of a generation; the newest sealed one starts and verifies all the same.
-class KilledAt : public DaemonReplicate, public ::testing::WithParamInterface<const char*> {};
-
-TEST_P(KilledAt, NewestSealedGenerationStartsAndVerifies) {
-  const std::string step = GetParam();
-  const bool peer = step.starts_with("peer-");
-  ASSERT_EQ(a_->ctl({"template", "create", "base", "--from", "web"}).code, 0);
-  ASSERT_EQ(replicate().code, 0);
-  ASSERT_TRUE(seals(3));
-  stop_untold();
-  (void)replicate({"--test-hook", step});  // its answer may be lost with the worker
-  if (peer) {
-    ASSERT_TRUE(wait_until([&] { return b_->ctl({"host", "show"}).code != 0; }));
-    b_->end_daemon(SIGKILL);
-    kill_source();  // first: it would come again, and the hook with it
-    b_->start();
-  } else {
-    ASSERT_TRUE(wait_until([&] { return a_->state("web") == "lost"; }));
-  }
-  const Ctl recovered = recover(peer ? std::vector<std::string>{"--source-is-dead"} : std::vector<std::string>{});
-  ASSERT_EQ(recovered.code, 0) << recovered;
-  EXPECT_TRUE(b_->verified_after_now("web"));
-  if (peer) a_->start();
-  EXPECT_TRUE(cluster_.at_most_one_runs("web"));
-}
-
-INSTANTIATE_TEST_SUITE_P(Steps, KilledAt,
-                         ::testing::Values("kill:connect", "kill:capture", "kill:captured", "kill:end",
-                                           "kill:generation", "kill:sealed", "peer-kill:ready", "peer-kill:pages",
-                                           "peer-kill:held", "peer-kill:seal", "peer-kill:sealed"),
-                         [](const auto& step) {
-                           std::string name = step.param;
-                           std::erase_if(name, [](char c) { return c == ':' || c == '-'; });
-                           return name;
-                         });
 
 }  // namespace
 }  // namespace fvmm::test

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kLegs = 100;
 constexpr int kFirstLook = 20;                 // by then every page that the guest ever writes has been written
-constexpr int kVerifiedEvery = 10;             // legs; a guest that finds a bad page at any time says so for good
 constexpr int kTemplatesMax = 8;               // the template, a chain of the way back, and what the VM runs on
 constexpr std::int64_t kDescriptorsSlack = 4;  // a connection under way
 constexpr std::int64_t kMemorySlackKib = 8 * 1024;
@@ -91,9 +90,7 @@ class RoundTrips : public TwoHostsWithWeb {
     ASSERT_EQ(moved.code, 0) << moved;
     if (moved.text("why_mode").find("way back") != std::string::npos) ++by_way_back_;
     ASSERT_TRUE(wait_until([&] { return from.workers().empty(); })) << "it has kept the way back";
-    if (number % kVerifiedEvery == kVerifiedEvery - 1) {
-      ASSERT_TRUE(to.verified_after_now("web"));
-    }
+    ASSERT_TRUE(to.verified_after_now("web"));
   }
   int by_way_back_ = 0;
 };

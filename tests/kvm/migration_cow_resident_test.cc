@@ -70,9 +70,9 @@ class CowResidentVm : public ::testing::Test {
   std::unique_ptr<migration::Guest> guest_;
 };
 
-TEST_F(CowResidentVm, GenerationsUnderLoadAreEachOneInstantAndTheTemplateNeverChanges) {
-  constexpr int kGenerations = 60;
-  constexpr int kRunEvery = 20;
+TEST_F(CowResidentVm, HundredsOfGenerationsUnderLoadAreEachOneInstantAndTheTemplateNeverChanges) {
+  constexpr int kGenerations = 200;
+  constexpr int kRunEvery = 25;
   const auto copy = testing::instant_copy_of(machine().memory());
   testing::Witness witness(machine());
   testing::ImageSink image(kBytes / kPageBytes);

@@ -31,14 +31,13 @@ struct VirtioKind {
 };
 
 /// A raw disk of zeros that nobody else sees.
-inline std::unique_ptr<devices::VirtioBlk> blk_over_memory(std::uint64_t bytes) {
+inline std::unique_ptr<devices::VirtioBlk> blk_over_memory(
+    std::uint64_t bytes, std::unique_ptr<disk::FileIo> io = disk::make_ring_io().value()) {
   static devices::OutputGate open_gate;
   disk::RawImage image{.file = UniqueFd(::memfd_create("disk", MFD_CLOEXEC)), .bytes = bytes};
   FVMM_CHECK(::ftruncate(image.file.get(), static_cast<off_t>(bytes)) == 0, "a memfd of a test");
-  return std::make_unique<devices::VirtioBlk>(devices::VirtioBlkSetup{.stack = disk::Stack::raw(std::move(image), true),
-                                                                      .io = disk::make_ring_io().value(),
-                                                                      .gate = open_gate,
-                                                                      .id = "fvmm-test"});
+  return std::make_unique<devices::VirtioBlk>(devices::VirtioBlkSetup{
+      .stack = disk::Stack::raw(std::move(image), true), .io = std::move(io), .gate = open_gate, .id = "fvmm-test"});
 }
 
 /// A network that nobody else is on.

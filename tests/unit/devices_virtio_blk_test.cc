@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <random>
 #include <thread>
 
@@ -168,6 +169,53 @@ TEST_F(Blk, QuiesceLeavesNothingUnderWayAndResumeGoesOn) {
   const Deadline deadline = Deadline::after(std::chrono::seconds(30));
   while (driver.used_index(0) != 61 && !deadline.passed()) std::this_thread::yield();
   EXPECT_EQ(driver.used_index(0), 61);
+}
+
+/// Reads that end only for somebody who waits for them.
+class SlowReads final : public disk::FileIo {
+ public:
+  explicit SlowReads(std::atomic<int>& begun) : begun_(begun) {}
+  [[nodiscard]] std::size_t operations_max() const override { return 8; }
+  void read(int, std::span<const iovec> into, std::uint64_t, std::uint64_t token) override {
+    under_way_.emplace_back(token, static_cast<int>(into[0].iov_len));
+    ++begun_;
+  }
+  void write(int, std::span<const iovec>, std::uint64_t, std::uint64_t) override {}
+  void sync(int, std::uint64_t) override {}
+  void allocate(int, int, std::uint64_t, std::uint64_t, std::uint64_t) override {}
+  Status submit() override { return {}; }
+  Status poll(const Deadline& deadline, const Ended& ended) override {
+    if (deadline.passed()) return {};
+    for (const auto& [token, bytes] : std::exchange(under_way_, {})) ended(token, bytes);
+    return {};
+  }
+  [[nodiscard]] int wait_fd() const override { return -1; }
+
+ private:
+  std::atomic<int>& begun_;
+  std::vector<std::pair<std::uint64_t, int>> under_way_;
+};
+
+TEST_F(Blk, AVmThatEndsWaitsForWhatItsDiskHasUnderWay) {
+  std::atomic<int> begun = 0;
+  {
+    VirtioMmio ending{"virtio0",
+                      {.memory = *memory, .line = line},
+                      testing::blk_over_memory(kDiskBytes, std::make_unique<SlowReads>(begun))};
+    testing::VirtioDriver its_driver{ending, *memory};
+    ending.resume();
+    its_driver.start(0);
+    header(kIn, 0);
+    its_driver.describe(0, 0, {.address = kHeaderAt, .bytes = 16, .flags = kDescriptorNext, .next = 1});
+    its_driver.describe(0, 1,
+                        {.address = kDataAt, .bytes = 512, .flags = kDescriptorNext | kDescriptorWrite, .next = 2});
+    its_driver.describe(0, 2, {.address = kStatusAt, .bytes = 1, .flags = kDescriptorWrite});
+    its_driver.offer(0, 0);
+    its_driver.notify(0);
+    const Deadline deadline = Deadline::after(std::chrono::seconds(30));
+    while (begun == 0 && !deadline.passed()) std::this_thread::yield();
+  }
+  EXPECT_EQ(begun, 1);
 }
 
 TEST_F(Blk, StateIsOfADiskOfThisSize) {
