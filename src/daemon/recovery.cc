@@ -14,8 +14,6 @@ Result<Runnable> open_newest(const memory::TemplateStore& store, const Id& vm) {
   auto opened = FVMM_TRY(memory::OpenTemplate::open(newest.directory));
   FVMM_TRY(opened.check_mappable());
   auto state = FVMM_TRY(opened.machine_state(), "generation " + newest.name);
-  if (state.vcpus_size() == 0)
-    return Error(Errc::kDataLoss, fmt::format("generation {} has no vCPU state", newest.name));
   return Runnable{std::move(opened), std::move(state)};
 }
 

@@ -17,7 +17,8 @@
 
 namespace fvmm::daemon {
 
-/// A sealed generation that can be run: open, which keeps it in the store, mappable, and its machine state whole.
+/// A sealed generation that can be run: open, which keeps it in the store, mappable, and its machine state as it was
+/// saved.
 struct Runnable {
   memory::OpenTemplate opened;
   v1::MachineState state;

@@ -99,6 +99,7 @@ Status check_peer(const VmView& vm, const std::string& to, const std::string& fr
 }  // namespace
 
 Status check_cpu_here(const v1::MachineState& state) {
+  if (state.vcpus_size() == 0) return Error(Errc::kDataLoss, "no vCPU state");
   const auto kvm = FVMM_TRY(vmm::Kvm::open());
   const auto cpu = FVMM_TRY(vmm::unpack_cpuid(state.vcpus(0).cpuid()));
   return vmm::check_cpuid_fits(cpu, FVMM_TRY(kvm.supported_cpuid()));

@@ -107,6 +107,8 @@ TEST_F(DaemonNet, ARecoveredVmKeepsItsPlaceAndAddressAndIsAnnounced) {
   ASSERT_NO_FATAL_FAILURE(expect_announced(peer));
   EXPECT_TRUE(testing::echoes(peer, 200));
   EXPECT_EQ(Host::text(net_of(*b_, "web"), "mac"), mac) << "it is the same VM";
+  a_->start();
+  EXPECT_EQ(a_->state("web"), "lost");
 }
 
 // Its daemon is gone, its guest is not: whoever vouches wrongly, and is refused, has stopped nothing.
@@ -146,6 +148,8 @@ TEST_F(DaemonNet, ARecoveryWithoutTheBackendLeavesTheSourceAloneAndOneElsewhereR
   ASSERT_EQ(b_->ctl({"vm", "stop", "web"}).code, 0);
   ASSERT_EQ(b_->ctl({"vm", "start", "web"}).code, 0) << "where it was recovered to";
   EXPECT_TRUE(peer_b.accept());
+  a_->start();
+  EXPECT_EQ(a_->state("web"), "lost");
 }
 
 TEST_F(DaemonNet, ClonesHavePlacesAndAddressesOfTheirOwn) {

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "daemon/replication_service.h"
 #include "disk/lock.h"
+#include "memory/template_format.h"
 #include "migration/generation_line.h"
 #include "net/pipe_stream.h"
 #include "support/daemon_fakes.h"
@@ -53,7 +54,9 @@ class RecoverTest : public ::testing::Test {
   }
   [[nodiscard]] Id id() const { return *Id::from_bytes(config_.id()); }
   /// The source has replicated `config_` to here, under token 1: one more generation is sealed.
-  void replicate(std::uint64_t number = 1, v1::MachineState state = fvmm::testing::test_machine_state()) {
+  void replicate(std::uint64_t number = 1) {
+    v1::MachineState state;
+    state.set_version(1);
     state.set_fencing_token(1);
     v1::PeerHello hello;
     *hello.mutable_vm() = config_;
@@ -173,16 +176,16 @@ TEST_F(RecoverTest, WithoutAWorkerItIsRefusedFirst) {
 }
 
 TEST_F(RecoverTest, AGenerationThatCannotRunIsRefusedFirst) {
-  v1::MachineState none;
-  none.set_version(1);
-  replicate(1, none);
-  expect_refused(Errc::kDataLoss, "has no vCPU state");
   replicate(2);
-  std::filesystem::resize_file(newest_ / "memory", kPageBytes);
+  std::string state = *read_file(newest_ / memory::kMachineFile, kMiB);
+  state.back() ^= 1;  // nothing that is looked at before it is opened
+  std::ofstream(newest_ / memory::kMachineFile) << state;
   expect_refused(Errc::kDataLoss, newest_.filename().string());
   replicate(3);
   check_cpu_ = [](const v1::MachineState&) { return Status(Error(Errc::kFailedPrecondition, "no avx here")); };
   expect_refused(Errc::kFailedPrecondition, "no avx here");
+  check_cpu_ = check_cpu_here;
+  expect_refused(Errc::kDataLoss, "no vCPU state");
   check_cpu_ = {};
   expect_recovered(3);
 }
