@@ -3,11 +3,13 @@
 
 #include <memory>
 #include <ostream>
+#include <vector>
 
 #include "base/units.h"
 #include "cli/cli11.h"
 #include "cli/commands.h"
 #include "cli/json.h"
+#include "cli/net_option.h"
 #include "cli/progress.h"
 
 namespace fvmm::cli {
@@ -17,6 +19,7 @@ struct Options {
   std::string vm, to, interval, lag_max, buffer, bandwidth, test_hook;
   std::uint64_t dirty_pages = 0;
   bool source_is_dead = false;
+  std::vector<std::string> nets;
 };
 
 void print_status(std::ostream& out, const v1::ReplicaStatus& status) {
@@ -107,13 +110,21 @@ void add_recover(CLI::App& parent, Chosen& chosen) {
   command.add_option("VM", options->vm, "VM, by the name it has at its source")->required();
   command.add_flag("--source-is-dead", options->source_is_dead,
                    "You know that it no longer runs there; needed when its source does not answer");
+  command.add_option("--net", options->nets,
+                     "Where a network is connected here, such as net0:tap=NAME; of others as at its source. May be "
+                     "repeated");
   command.callback([&chosen, options] {
     chosen = [options](Session& session) {
       v1::RecoverRequest request;
       request.set_vm(options->vm);
       request.set_source_is_dead(options->source_is_dead);
+      for (const std::string& net : options->nets) {
+        const auto place = parse_net_place(net);
+        if (!place) return session.fail(place.error(), kUsage);
+        *request.add_nets() = *place;
+      }
       v1::RecoverReport answer;
-      return session.call("fvmm.v1.Replications/Recover", request, answer, kCallTimeout, [&] {
+      return session.call("fvmm.v1.Replications/Recover", request, answer, kLongCallTimeout, [&] {
         session.out() << fmt::format("{}: runs here from generation {} ({}), {:.0f} ms lost, took {:.1f} ms\n",
                                      options->vm, answer.generation(), answer.template_(), answer.lost_ms(),
                                      answer.duration_ms());
@@ -128,7 +139,7 @@ void add_replicate_commands(CLI::App& app, Chosen& chosen) {
   CLI::App& noun = *app.add_subcommand("replicate", "Continuous templating of a VM to a peer, and recovery there");
   noun.require_subcommand(1);
   add_start(noun, chosen);
-  add_by_name(noun, chosen, "stop", "End it; the peer keeps what it has sealed", "fvmm.v1.Replications/Stop");
+  add_by_name(noun, chosen, "stop", "End it; the peer drops the replica", "fvmm.v1.Replications/Stop");
   add_by_name(noun, chosen, "status", "How far it is, and how far behind", "fvmm.v1.Replications/Status");
   add_recover(noun, chosen);
 }

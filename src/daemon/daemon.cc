@@ -109,7 +109,7 @@ Status Daemon::open_services(const DaemonOptions& options, std::optional<UniqueF
   }));
   replications_ =
       std::make_unique<ReplicationService>(ReplicationService::Parts{*registry_, *store_, *replicas_, *stops_, *vms_},
-                                           ReplicationService::Options{listen(), options.test_hooks});
+                                           ReplicationService::Options{listen(), options.test_hooks, check_cpu_here});
   host_ = std::make_unique<HostService>(listen(), *cpus_, [this] { return pool_->warm(); });
   control::Server::Options server;
   if (listener) {

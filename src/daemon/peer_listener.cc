@@ -139,6 +139,9 @@ void PeerListener::dispatch(std::unique_ptr<net::Channel> channel, const v1::Pee
     case v1::FORGET_REPLICA:
       status = forget_replica(*channel, hello);
       break;
+    case v1::CHECK_REPLICA:
+      status = answer_replica_check(*channel, hello);
+      break;
     default:
       status = Error(Errc::kInvalidArgument, fmt::format("unknown purpose {}", static_cast<int>(hello.purpose())));
   }

@@ -74,6 +74,7 @@ class PeerListener {
   Status replicate_in(net::Channel& channel, const v1::PeerHello& hello);
   Status forget_replica(net::Channel& channel, const v1::PeerHello& hello);
   Status answer_vm_query(net::Channel& channel, const v1::PeerHello& hello);
+  Status answer_replica_check(net::Channel& channel, const v1::PeerHello& hello) const;
   /// A migration from Hello to its end. Errors before the worker has the connection are told to the source.
   Status migrate_in(std::unique_ptr<net::Channel>& channel, const v1::PeerHello& hello);
   [[nodiscard]] Result<AdmissionSnapshot> snapshot(const v1::PeerHello& hello) const;

@@ -142,7 +142,7 @@ Replicas::Session::~Session() {
   table_->state_->ended.notify_all();
 }
 
-std::shared_ptr<std::mutex> Replicas::gate_of(const Id& vm) {
+std::shared_ptr<DeadlineMutex> Replicas::gate_of(const Id& vm) {
   const std::lock_guard lock(state_->mutex);
   return state_->entries[vm].gate;
 }
@@ -159,10 +159,25 @@ bool Replicas::unless_recovered(const Id& vm, std::uint64_t token, const std::fu
   return true;
 }
 
-Result<std::uint64_t> Replicas::recover(const Id& vm, std::uint64_t token_seen) {
+Result<std::uint64_t> Replicas::recover(const Id& vm, const std::function<Result<std::uint64_t>()>& ready,
+                                        const Deadline& deadline) {
+  const std::string name = FVMM_TRY(find(vm)).name();
   const auto gate = gate_of(vm);
-  const std::lock_guard sealing(*gate);
+  const std::unique_lock sealing(*gate, deadline.at());
+  if (!sealing) {
+    return Error(Errc::kDeadlineExceeded,
+                 fmt::format("a generation of VM {} is still being sealed here, or its replica is being dropped: the "
+                             "right to run it was not taken; recover it again",
+                             name));
+  }
+  const std::uint64_t token_seen = FVMM_TRY(ready());
   const std::lock_guard lock(state_->mutex);
+  if (deadline.passed()) {
+    return Error(Errc::kDeadlineExceeded,
+                 fmt::format("VM {} could not be made ready to run here in time: the right to run it was not taken; "
+                             "recover it again",
+                             name));
+  }
   v1::ReplicaRecord record = FVMM_TRY(find_locked(vm));
   Entry& entry = state_->entries[vm];
   record.set_fencing_token(std::max(record.fencing_token(), token_seen) + 1);

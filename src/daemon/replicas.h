@@ -10,6 +10,7 @@
 #include <string>
 
 #include "base/clock.h"
+#include "base/deadline_mutex.h"
 #include "base/id.h"
 #include "base/result.h"
 #include "net/stream.h"
@@ -53,9 +54,12 @@ class Replicas {
   /// Runs the function unless the VM has been recovered here under `token` or a newer one; recover() waits meanwhile.
   bool unless_recovered(const Id& vm, std::uint64_t token, const std::function<void()>& work);
 
-  /// Takes the right to run the VM, above `token_seen`: durable before it returns the new token. Every source with an
-  /// older one is fenced from then on, and the connection that serves the VM is cut.
-  Result<std::uint64_t> recover(const Id& vm, std::uint64_t token_seen);
+  /// Takes the right to run the VM: durable before it returns the new token. Every source with an older one is fenced
+  /// from then on, and the connection that serves the VM is cut. `ready` has the last word, while nothing of the VM can
+  /// be sealed: it returns the token of what would run, and its error leaves everything as it was. So does
+  /// kDeadlineExceeded, when a seal under way, or `ready`, takes longer than the caller waits.
+  Result<std::uint64_t> recover(const Id& vm, const std::function<Result<std::uint64_t>()>& ready,
+                                const Deadline& deadline);
 
   enum class Forgotten {
     kYes,         // durably: no record of a replica is here, and nothing older comes back
@@ -76,8 +80,8 @@ class Replicas {
     std::optional<v1::ReplicaStop> stop;  // the last replication that its source has ended
     std::string replication;              // of the last session; empty: none since fvmmd began, or an older peer
     net::Stream* stream = nullptr;        // of the session under way
-    std::shared_ptr<std::mutex> gate =
-        std::make_shared<std::mutex>();  // taken before the table's: sealing or recovering
+    std::shared_ptr<DeadlineMutex> gate =
+        std::make_shared<DeadlineMutex>();  // taken before the table's: sealing or recovering
   };
   struct State {
     std::mutex mutex;
@@ -89,7 +93,7 @@ class Replicas {
   [[nodiscard]] std::filesystem::path file_of(const Id& vm, const char* kind) const;
   Status load(const std::filesystem::path& file);
   Status write(const Id& vm, const v1::ReplicaRecord& record) const;
-  std::shared_ptr<std::mutex> gate_of(const Id& vm);
+  std::shared_ptr<DeadlineMutex> gate_of(const Id& vm);
   // With State::mutex held:
   Status end_session(const Id& vm, const std::string& name, std::unique_lock<std::mutex>& lock);
   [[nodiscard]] Status check_room(const Id& vm, const v1::VmConfig& config) const;

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include "daemon/checks.h"
+#include "daemon/disk_files.h"
 #include "daemon/peer_listener.h"
 #include "daemon/records.h"
 #include "migration/refusal.h"
@@ -46,6 +47,22 @@ Status PeerListener::replicate_in(net::Channel& channel, const v1::PeerHello& he
   const Status ended = migration::receive_replica(channel, hello, host);
   spdlog::info("replication of VM {} from {} has ended: {}", hello.vm().name(), hello.from(), ended.error().message());
   return {};  // the source was told
+}
+
+// Asked by a host that is about to replicate a VM to here. Networks are not looked at, because a recovery may connect
+// them elsewhere; disks only now, because a replica may grow while a file is away. kInvalidArgument is what a peer
+// answers that does not know the question.
+Status PeerListener::answer_replica_check(net::Channel& channel, const v1::PeerHello& hello) const {
+  Status fits = check_replica(hello);
+  if (fits) fits = check_disk_files(hello.vm());
+  if (!fits && fits.error().code() == Errc::kInvalidArgument) {
+    return Error(Errc::kFailedPrecondition, fits.error().message());
+  }
+  if (!fits) return fits;
+  v1::PeerMessage message;
+  message.set_kind(v1::PEER_ANSWER);
+  message.mutable_answer()->set_outcome("fits");
+  return net::send_message(channel, net::FrameType::kControl, message, Deadline::after(kAnswerWait));
 }
 
 // The source has ended a replication: its generations go, except what the VM itself runs on at its source.

@@ -3,19 +3,28 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <optional>
+#include <utility>
+
 #include "base/file.h"
 #include "daemon/records.h"
+#include "daemon/recovery.h"
 #include "daemon/template_service.h"
+#include "migration/refusal.h"
 #include "migration/replica_receive.h"
 #include "migration/replication.h"
 #include "net/frame.h"
+#include "vmm/cpuid.h"
 #include "vmm/disk_config.h"
+#include "vmm/kvm.h"
+#include "vmm/net_config.h"
 
 namespace fvmm::daemon {
 namespace {
 
 constexpr std::chrono::seconds kStatusWait{10};
-constexpr std::chrono::seconds kSourceWait{3};  // for a source that may be dead
+constexpr std::chrono::seconds kSourceWait{3};      // for a source that may be dead
+constexpr std::chrono::seconds kPeerCheckWait{10};  // for a peer's word on whether it could run the VM
 
 template <class Limit>
 Status check_range(const char* what, std::uint64_t value, Limit least, Limit most) {
@@ -70,22 +79,48 @@ Result<v1::ReplicaStop> stop_to_tell(const VmView& vm) {
   return stop;
 }
 
-Result<v1::SessionAnswer> ask_source(const v1::ReplicaRecord& record, const std::string& from) {
-  const Deadline wait = Deadline::after(kSourceWait);
-  const auto stream = FVMM_TRY(net::Channel::connect(FVMM_TRY(net::Endpoint::parse(record.peer())), wait));
-  v1::PeerHello hello;
+Result<v1::PeerMessage> ask(const std::string& peer, v1::PeerHello hello, const Deadline& deadline) {
+  const auto stream = FVMM_TRY(net::Channel::connect(FVMM_TRY(net::Endpoint::parse(peer)), deadline));
   hello.set_version(migration::kPeerVersion);
+  FVMM_TRY(net::send_message(*stream, net::FrameType::kHello, hello, deadline));
+  v1::PeerMessage message;
+  FVMM_TRY(net::receive_message(*stream, net::FrameType::kControl, message, deadline));
+  return message;
+}
+
+Result<v1::SessionAnswer> ask_source(const v1::ReplicaRecord& record, const std::string& from) {
+  v1::PeerHello hello;
   hello.set_purpose(v1::QUERY_VM);
   hello.mutable_vm()->set_id(record.vm());
   hello.set_from(from);
-  FVMM_TRY(net::send_message(*stream, net::FrameType::kHello, hello, wait));
-  v1::PeerMessage message;
-  FVMM_TRY(net::receive_message(*stream, net::FrameType::kControl, message, wait));
+  const auto message = FVMM_TRY(ask(record.peer(), std::move(hello), Deadline::after(kSourceWait)));
   if (message.kind() != v1::PEER_ANSWER) return Error(Errc::kDataLoss, "the source did not answer the question");
   return message.answer();
 }
 
+// A peer that cannot be reached now is tried again by the replication, whose status says so; so does that of an older
+// peer, which does not know the question.
+Status check_peer(const VmView& vm, const std::string& to, const std::string& from, const Deadline& deadline) {
+  v1::PeerHello hello;
+  hello.set_purpose(v1::CHECK_REPLICA);
+  *hello.mutable_vm() = vm.record.config();
+  hello.set_fencing_token(vm.record.fencing_token());
+  hello.set_from(from);
+  const auto message = ask(to, std::move(hello), deadline.sooner(kPeerCheckWait));
+  if (!message || message->kind() == v1::PEER_ANSWER) return {};
+  Error refused = migration::refusal(*message, to);
+  if (message->kind() == v1::PEER_REJECTED && refused.code() == Errc::kInvalidArgument) return {};
+  return refused;
+}
+
 }  // namespace
+
+Status check_cpu_here(const v1::MachineState& state) {
+  if (state.vcpus_size() == 0) return Error(Errc::kDataLoss, "no vCPU state");
+  const auto kvm = FVMM_TRY(vmm::Kvm::open());
+  const auto cpu = FVMM_TRY(vmm::unpack_cpuid(state.vcpus(0).cpuid()));
+  return vmm::check_cpuid_fits(cpu, FVMM_TRY(kvm.supported_cpuid()));
+}
 
 Status check_replicate(const v1::ReplicateRequest& request, bool test_hooks) {
   FVMM_TRY(parse_peer(request.to()));
@@ -126,6 +161,7 @@ Result<v1::ReplicaStatus> ReplicationService::start(const v1::ReplicateRequest& 
     return Error(Errc::kAlreadyExists,
                  fmt::format("VM {} is being replicated to {} already", request.vm(), already->to()));
   }
+  FVMM_TRY(check_peer(vm, request.to(), options_.listen, deadline));
   FVMM_TRY(push_base(vm, request.to(), deadline));
   parts_.stops.supersede(vm.id.raw(), request.to());
   const Id replication = Id::random();
@@ -243,23 +279,32 @@ Result<v1::RecoverReport> ReplicationService::recover(const v1::RecoverRequest& 
   const SteadyTime accepted = std::chrono::steady_clock::now();
   const v1::ReplicaRecord record = FVMM_TRY(parts_.replicas.find(request.vm()));
   const Id id = FVMM_TRY(Id::from_bytes(record.vm()));
-  const auto before = FVMM_TRY(migration::newest_generation(parts_.store, record.vm()), request.vm());
-  FVMM_TRY(check_source(record, request));
-  const auto known = FVMM_TRY(memory::OpenTemplate::open(before.directory));
-  const std::uint64_t seen = FVMM_TRY(known.machine_state()).fencing_token();
-  // Whatever can be refused is refused before the token: from there on a source with an older one is fenced.
-  Claim claim = FVMM_TRY(parts_.vms.claim_recovered(before.config, seen), "recover " + request.vm());
   VmService::Recovery recovery;
-  recovery.token = FVMM_TRY(parts_.replicas.recover(id, seen));
-  // Nothing can be sealed any more: what is newest now is what every source was told last.
-  recovery.generation = FVMM_TRY(migration::newest_generation(parts_.store, record.vm()), request.vm());
-  const auto opened = FVMM_TRY(memory::OpenTemplate::open(recovery.generation.directory));
-  const auto state = FVMM_TRY(opened.machine_state());
-  const v1::VmInfo vm = FVMM_TRY(parts_.vms.recover(claim, recovery, deadline), "recover " + request.vm());
+  recovery.accepted = accepted;
+  std::optional<Claim> claim;
+  std::optional<Provisions> provisions;  // goes before the claim does
+  // Whatever can be refused is refused here, before the token: from there on a source with an older one is fenced.
+  const auto admit = [&](const Runnable& found) -> Status {
+    const memory::TemplateInfo& generation = found.opened.info();
+    recovery.config = FVMM_TRY(vmm::place_nets(generation.config, request.nets()));
+    FVMM_TRY(check_source(record, request));
+    if (options_.check_cpu) FVMM_TRY(options_.check_cpu(found.state), "generation " + generation.name);
+    claim.emplace(FVMM_TRY(parts_.vms.claim_recovered(recovery.config, found.state.fencing_token())));
+    v1::VmRecord wanted;
+    *wanted.mutable_config() = recovery.config;
+    *wanted.mutable_template_() = to_ref(generation);
+    provisions.emplace(FVMM_TRY(parts_.vms.provide(wanted, deadline)));
+    return {};
+  };
+  const std::string what = "recover " + request.vm();
+  const RightToRun right = FVMM_TRY(take_right(parts_.replicas, parts_.store, id, admit, deadline), what);
+  recovery.generation = right.from.opened.info();
+  recovery.token = right.token;
   v1::RecoverReport report;
-  *report.mutable_vm() = vm;
+  *report.mutable_vm() = FVMM_TRY(parts_.vms.recover(*claim, recovery, std::move(*provisions), deadline), what);
   report.set_generation(recovery.generation.generation);
   report.set_template_(recovery.generation.name);
+  const v1::MachineState& state = right.from.state;
   const auto lost = system_clock().realtime_ns() - static_cast<std::int64_t>(state.clock().realtime_ns());
   report.set_lost_ms(state.clock().realtime_ns() == 0 ? 0 : static_cast<double>(lost) / 1e6);
   report.set_duration_ms(to_ms(std::chrono::steady_clock::now() - accepted));

@@ -1,6 +1,7 @@
 // The Replications service: continuous templating of a VM to a peer, and its recovery there.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "control/server.h"
@@ -16,12 +17,18 @@ namespace fvmm::daemon {
 /// What a request must be before anything happens. kInvalidArgument names the value and the limit.
 Status check_replicate(const v1::ReplicateRequest& request, bool test_hooks);
 
+/// Whether KVM on this host offers what the machine has been told of its CPU. kFailedPrecondition names what is
+/// missing.
+Status check_cpu_here(const v1::MachineState& state);
+
 /// Thread: any of the control server's.
 class ReplicationService {
  public:
   struct Options {
     std::string listen;  // our peer listener, for the peer's records
     bool test_hooks = false;
+    /// Whether this host's CPU can run a machine; empty: any.
+    std::function<Status(const v1::MachineState&)> check_cpu{};
   };
   struct Parts {
     Registry& registry;

@@ -1,6 +1,7 @@
 // VmService::recover(): the same VM, started here from a sealed generation.
 #include <fmt/format.h>
 
+#include "base/file.h"
 #include "daemon/checks.h"
 #include "daemon/records.h"
 #include "daemon/template_service.h"
@@ -33,15 +34,27 @@ Result<Claim> VmService::claim_recovered(const v1::VmConfig& config, std::uint64
   return Error(Errc::kAlreadyExists, fmt::format("VM {} is here and {}", config.name(), state_text(state)));
 }
 
-Result<v1::VmInfo> VmService::recover(Claim& claim, const Recovery& recovery, const Deadline& deadline) {
-  const SteadyTime accepted = std::chrono::steady_clock::now();
+Result<v1::VmInfo> VmService::recover(Claim& claim, const Recovery& recovery, Provisions provisions,
+                                      const Deadline& deadline) {
+  const std::string& name = recovery.config.name();
   v1::VmRecord record;
-  *record.mutable_config() = recovery.generation.config;
+  *record.mutable_config() = recovery.config;
   *record.mutable_template_() = to_ref(recovery.generation);
   record.set_state(v1::VM_CREATED);
   record.set_fencing_token(recovery.token);
-  FVMM_TRY(claim.change([&](v1::VmRecord& known) { known = record; }));
-  FVMM_TRY(launch(claim, accepted, deadline));
+  if (const Status saved = claim.change([&](v1::VmRecord& known) { known = record; }); !saved) {
+    return Error(saved.error().code(), fmt::format("VM {0} is this host's now, and could not be recorded ({1}): repair "
+                                                   "that, then \"fvmmctl replicate recover {0}\" again",
+                                                   name, saved.error().message()));
+  }
+  // What it was replicated to from here was under an older right, and nobody need look there before a "vm start".
+  for (const char* stale : {kReplicaFile, kReplicaStopFile}) (void)remove_file(claim.view().directory / stale);
+  provisions.from = recovery.generation;
+  if (const Status started = launch(claim, std::move(provisions), recovery.accepted, deadline); !started) {
+    return Error(started.error().code(), fmt::format("VM {0} is this host's now, and did not start ({1}): repair that, "
+                                                     "then \"fvmmctl vm start {0}\"",
+                                                     name, started.error().message()));
+  }
   VmView view = claim.view();
   view.busy.clear();
   return to_info(view);

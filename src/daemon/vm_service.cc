@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <utility>
+
 #include "daemon/call_worker.h"
 #include "daemon/checks.h"
 #include "daemon/disk_files.h"
@@ -49,6 +51,26 @@ Result<std::shared_ptr<WorkerProcess>> running_worker(const VmView& vm) {
   if (vm.worker) return vm.worker;
   return Error(Errc::kFailedPrecondition,
                fmt::format("VM {} is not running, it is {}", vm.record.config().name(), state_text(vm.state())));
+}
+
+Result<v1::WorkerInfo> start_in(const Provisions& provisions, const VmView& vm, const Deadline& deadline) {
+  const auto client = provisions.taken.worker->client();
+  if (!provisions.from) {
+    v1::WorkerBootRequest request;
+    *request.mutable_config() = vm.record.config();
+    request.set_vm_directory(vm.directory.string());
+    request.set_fencing_token(vm.record.fencing_token());
+    request.set_run(true);
+    return client->boot(request, provisions.nets, deadline);
+  }
+  v1::WorkerCloneRequest request;
+  *request.mutable_config() = vm.record.config();
+  request.set_vm_directory(vm.directory.string());
+  request.set_template_directory(provisions.from->directory.string());
+  request.set_resident_file(provisions.from->resident_file.string());
+  request.set_fencing_token(vm.record.fencing_token());
+  request.set_run(true);
+  return client->clone(request, provisions.nets, deadline);
 }
 
 }  // namespace
@@ -102,59 +124,46 @@ Status VmService::ready_disks(const v1::VmConfig& config) const {
   return make_disk_layers(config);
 }
 
-Result<v1::WorkerInfo> VmService::boot_in(const WorkerProcess& worker, const VmView& vm,
-                                          const Deadline& deadline) const {
-  const auto client = worker.client();
-  FVMM_TRY(ready_disks(vm.record.config()));
-  const auto nets = FVMM_TRY(vmm::open_nets(vm.record.config()));
-  if (vm.record.template_().id().empty()) {
-    FVMM_TRY(check_files(vm.record.config()));
-    v1::WorkerBootRequest request;
-    *request.mutable_config() = vm.record.config();
-    request.set_vm_directory(vm.directory.string());
-    request.set_fencing_token(vm.record.fencing_token());
-    request.set_run(true);
-    return client->boot(request, nets, deadline);
+Result<Provisions> VmService::provide(const v1::VmRecord& record, const Deadline& deadline) {
+  Provisions out;
+  const v1::TemplateRef& from = record.template_();
+  if (from.id().empty()) {
+    FVMM_TRY(check_files(record.config()));
+  } else {
+    const Id id = FVMM_TRY(Id::from_bytes(from.id()), "template id");
+    const memory::Digest digest = FVMM_TRY(Id::from_bytes(from.digest()), "template digest");
+    out.from = FVMM_TRY(store_.find(id, digest), fmt::format("template {}", from.name()));
   }
-  const v1::TemplateRef& from = vm.record.template_();
-  const Id id = FVMM_TRY(Id::from_bytes(from.id()), "template id");
-  const memory::Digest digest = FVMM_TRY(Id::from_bytes(from.digest()), "template digest");
-  const auto info = FVMM_TRY(store_.find(id, digest), fmt::format("template {}", from.name()));
-  v1::WorkerCloneRequest request;
-  *request.mutable_config() = vm.record.config();
-  request.set_vm_directory(vm.directory.string());
-  request.set_template_directory(info.directory.string());
-  request.set_resident_file(info.resident_file.string());
-  request.set_fencing_token(vm.record.fencing_token());
-  request.set_run(true);
-  return client->clone(request, nets, deadline);
+  FVMM_TRY(ready_disks(record.config()));
+  out.nets = FVMM_TRY(vmm::open_nets(record.config()));
+  out.taken = FVMM_TRY(pool_.take({record.config().memory_bytes(), record.config().vcpus()}, deadline));
+  return out;
 }
 
 Status VmService::launch(Claim& claim, SteadyTime accepted, const Deadline& deadline) {
+  return launch(claim, FVMM_TRY(provide(claim.view().record, deadline)), accepted, deadline);
+}
+
+// On any error the provisions end the worker, also when only its answer is missing: it is gone before anyone may start
+// this VM again.
+Status VmService::launch(Claim& claim, Provisions provisions, SteadyTime accepted, const Deadline& deadline) {
   const VmView vm = claim.view();
   FVMM_TRY(claim.make_directory());
-  const Shape shape{vm.record.config().memory_bytes(), vm.record.config().vcpus()};
-  const auto taken = FVMM_TRY(pool_.take(shape, deadline));
   const double before_ms = to_ms(std::chrono::steady_clock::now() - accepted);
-  auto info = boot_in(*taken.worker, vm, deadline);
-  if (!info) {
-    // Also when only its answer is missing: it is gone before anyone may start this VM again.
-    end_worker(*taken.worker);
-    return std::move(info.error());
-  }
+  const auto info = FVMM_TRY(start_in(provisions, vm, deadline));
   // The record follows the start: a restart in between finds the VM in its worker.
-  claim.attach(taken.worker, *info, before_ms + info->start_ms());
+  claim.attach(provisions.taken.worker, info, before_ms + info.start_ms());
   const Status saved = claim.change([&](v1::VmRecord& record) {
-    record.set_state(info->state());
+    record.set_state(info.state());
     record.set_detail("");
   });
   if (!saved) {
     claim.detach();
-    end_worker(*taken.worker);
     return saved;
   }
+  const auto taken = std::exchange(provisions.taken, {});
   spdlog::info("VM {} runs in worker {}{}, {:.1f} ms", vm.record.config().name(), taken.worker->pid(),
-               taken.cold ? " (no warm one fitted)" : "", before_ms + info->start_ms());
+               taken.cold ? " (no warm one fitted)" : "", before_ms + info.start_ms());
   supervisor_.watch(claim.id(), taken.worker);
   return {};
 }

@@ -10,6 +10,7 @@
 #include "control/server.h"
 #include "daemon/cpu_templates.h"
 #include "daemon/pool.h"
+#include "daemon/provisions.h"
 #include "daemon/registry.h"
 #include "daemon/supervisor.h"
 #include "memory/template_store.h"
@@ -49,26 +50,31 @@ class VmService {
   Result<v1::VmList> clone(const v1::CloneRequest& request, const Deadline& deadline);
   Status poke(const v1::PokeRequest& request, const Deadline& deadline);
 
-  struct Recovery {
-    memory::TemplateInfo generation;  // of the VM, sealed here
-    std::uint64_t token = 0;          // the right to run, already taken durably
-  };
-  /// The same VM (id and name), run from a generation. When the start fails the VM stays here, created, and
-  /// "vm start" tries again.
-  Result<v1::VmInfo> recover(Claim& claim, const Recovery& recovery, const Deadline& deadline);
-  /// The right to do that: room for it, and nothing of that VM running here. `token_seen`: of the generation.
+  /// Room for a VM that is about to be recovered, and nothing of it running here. `token_seen`: of its generation.
   /// kFailedPrecondition when the VM ran here after the generation and moved away; kAlreadyExists.
   Result<Claim> claim_recovered(const v1::VmConfig& config, std::uint64_t token_seen);
+  struct Recovery {
+    v1::VmConfig config;              // the VM's, with its networks where they are here
+    memory::TemplateInfo generation;  // of the VM, sealed here
+    std::uint64_t token = 0;          // the right to run, already taken durably
+    SteadyTime accepted;              // the command
+  };
+  /// The same VM (id and name), run from a generation. Nobody else may run it any more: what fails here is to be
+  /// repaired, as the error says. When only the start fails the VM stays here, created, for "vm start".
+  Result<v1::VmInfo> recover(Claim& claim, const Recovery& recovery, Provisions provisions, const Deadline& deadline);
+  /// Whatever may refuse a start is asked here, before anything depends on it: kernel or template, disks, networks, a
+  /// worker. Layers of disks that are to be made are made.
+  Result<Provisions> provide(const v1::VmRecord& record, const Deadline& deadline);
 
   /// Serial output from an offset on; with `follow` until the VM's worker has ended, or `left` says the reader has.
   Result<v1::LogChunk> logs(const v1::LogsRequest& request, const std::function<Status(const v1::LogChunk&)>& send,
                             const std::function<bool()>& left);
 
  private:
-  /// Takes a worker and runs the claimed VM in it: from its template if it came from one, else from its kernel.
+  /// Runs the claimed VM: from its template if it came from one, else from its kernel.
   Status launch(Claim& claim, SteadyTime accepted, const Deadline& deadline);
+  Status launch(Claim& claim, Provisions provisions, SteadyTime accepted, const Deadline& deadline);
   Status ready_disks(const v1::VmConfig& config) const;  // nobody else has them, and layers to be made are made
-  Result<v1::WorkerInfo> boot_in(const WorkerProcess& worker, const VmView& vm, const Deadline& deadline) const;
   Result<std::vector<v1::VmRecord>> clone_records(const v1::CloneRequest& request) const;
   Status launch_all(std::vector<Claim>& claims, SteadyTime accepted, const Deadline& deadline);
 

@@ -196,5 +196,21 @@ TEST_F(DaemonDisks, APeerThatDoesNotReachTheFileRefusesAndNothingHasHappened) {
   EXPECT_TRUE(disk_guest_goes_on(*a_, "web"));
 }
 
+TEST_F(DaemonDisks, AReplicationToAPeerThatDoesNotReachTheFileIsRefusedAtItsStart) {
+  const std::string file = image("disk");
+  ASSERT_TRUE(boot_disk_guest(*a_, "web", {"path=" + file}));
+  ASSERT_EQ(a_->ctl({"vm", "stop", "web"}).code, 0);
+  ASSERT_TRUE(boot_disk_guest(*a_, "reader", {"path=" + file + ",readonly,shared"}, "seed=7 rate=500 readonly=1"));
+  std::filesystem::rename(file, file + ".away");
+  const std::vector<std::string> start{"replicate", "start", "reader", "--to", b_->listen(), "--interval", "20ms"};
+  expect_refused(a_->ctl(start), "disk " + file + " is missing");
+  EXPECT_EQ(a_->ctl({"replicate", "status", "reader"}).code, 1) << "nothing has begun";
+  std::filesystem::rename(file + ".away", file);
+  const Ctl started = a_->ctl(start);
+  ASSERT_EQ(started.code, 0) << started;
+  EXPECT_TRUE(wait_until([&] { return a_->ctl({"replicate", "status", "reader"}).number("generation_sealed") >= 2; }));
+  EXPECT_TRUE(disk_guest_goes_on(*a_, "reader"));
+}
+
 }  // namespace
 }  // namespace fvmm::test

@@ -1,5 +1,7 @@
 // Networks between two real daemons: configured by fvmmctl, opened by fvmmd, carried by templates, clones and
 // migrations.
+#include <signal.h>
+
 #include <set>
 
 #include "support/daemons.h"
@@ -18,6 +20,27 @@ class DaemonNet : public TwoHosts {
                                  "beat=50", "--net", net, "--start"});
     ASSERT_EQ(created.code, 0) << created;
     ASSERT_TRUE(a_->serial_contains(vm, "FVMM echo slot="));
+  }
+  double sealed_of(const std::string& vm) { return a_->ctl({"replicate", "status", vm}).number("generation_sealed"); }
+  /// To B, until a few generations are sealed there.
+  void replicate(const std::string& vm) {
+    const Ctl started = a_->ctl({"replicate", "start", vm, "--to", b_->listen(), "--interval", "20ms"});
+    ASSERT_EQ(started.code, 0) << started;
+    ASSERT_TRUE(wait_until([&] { return sealed_of(vm) >= 3; }));
+  }
+  void kill_source() {
+    a_->kill_daemon();
+    for (const pid_t worker : a_->workers()) ::kill(worker, SIGKILL);
+    ASSERT_TRUE(wait_until([&] { return a_->workers().empty(); }));
+  }
+  /// B's VM has come: the same five frames, before any other.
+  void expect_announced(NetPeer& peer) {
+    ASSERT_TRUE(peer.accept());
+    const auto rarp = peer.receive();
+    ASSERT_TRUE(rarp.has_value());
+    EXPECT_EQ(rarp->at(12), std::byte{0x80});
+    EXPECT_TRUE(wait_until([&] { return net_of(*b_, "web").at("announced").to_number<int>() == 5; }));
+    for (int i = 1; i < 5; ++i) EXPECT_EQ(peer.receive(), rarp);
   }
   [[nodiscard]] std::string path_of(const std::string& name) const { return (cluster_.root() / name).string(); }
   static boost::json::object net_of(Host& host, const std::string& vm) {
@@ -46,12 +69,7 @@ TEST_F(DaemonNet, ANetworkIsShownMovesIsAnnouncedAndComesBack) {
   const Ctl moved = a_->ctl({"migrate", "web", "--to", b_->listen(), "--net", "net0:unix=" + peer_b.path()});
   ASSERT_EQ(moved.code, 0) << moved;
   EXPECT_EQ(peer_a.receive(), std::nullopt) << "the source has hung up";
-  ASSERT_TRUE(peer_b.accept());
-  const auto rarp = peer_b.receive();
-  ASSERT_TRUE(rarp.has_value());
-  EXPECT_EQ(rarp->at(12), std::byte{0x80});
-  EXPECT_TRUE(wait_until([&] { return net_of(*b_, "web").at("announced").to_number<int>() == 5; }));
-  for (int i = 1; i < 5; ++i) EXPECT_EQ(peer_b.receive(), rarp);
+  ASSERT_NO_FATAL_FAILURE(expect_announced(peer_b));
   EXPECT_TRUE(testing::echoes(peer_b, 200));
   EXPECT_EQ(Host::text(net_of(*b_, "web"), "mac"), mac) << "it is the same VM";
 
@@ -73,6 +91,65 @@ TEST_F(DaemonNet, ADestinationWithoutTheBackendRefusesBeforeAnyPause) {
   EXPECT_EQ(unknown.code, 1) << unknown;
   EXPECT_NE(unknown.err.find("no network \"net1\""), std::string::npos) << unknown;
   EXPECT_TRUE(testing::echoes(peer, 100)) << "the guest goes on where it is";
+}
+
+TEST_F(DaemonNet, ARecoveredVmKeepsItsPlaceAndAddressAndIsAnnounced) {
+  NetPeer peer(path_of("net"));
+  ASSERT_NO_FATAL_FAILURE(boot("web", "unix=" + peer.path()));
+  ASSERT_TRUE(peer.accept());
+  EXPECT_TRUE(testing::echoes(peer, 200));
+  const std::string mac = Host::text(net_of(*a_, "web"), "mac");
+  ASSERT_NO_FATAL_FAILURE(replicate("web"));
+  kill_source();
+
+  const Ctl recovered = b_->ctl({"replicate", "recover", "web", "--source-is-dead"});
+  ASSERT_EQ(recovered.code, 0) << recovered;
+  ASSERT_NO_FATAL_FAILURE(expect_announced(peer));
+  EXPECT_TRUE(testing::echoes(peer, 200));
+  EXPECT_EQ(Host::text(net_of(*b_, "web"), "mac"), mac) << "it is the same VM";
+  a_->start();
+  EXPECT_EQ(a_->state("web"), "lost");
+}
+
+// Its daemon is gone, its guest is not: whoever vouches wrongly, and is refused, has stopped nothing.
+TEST_F(DaemonNet, ARecoveryWithoutTheBackendLeavesTheSourceAloneAndOneElsewhereRuns) {
+  NetPeer peer_a(path_of("net-a"));
+  ASSERT_NO_FATAL_FAILURE(boot("web", "unix=" + peer_a.path()));
+  ASSERT_TRUE(peer_a.accept());
+  const std::string mac = Host::text(net_of(*a_, "web"), "mac");
+  ASSERT_NO_FATAL_FAILURE(replicate("web"));
+  a_->kill_daemon();
+  const std::vector<std::string> recover{"replicate", "recover", "web", "--source-is-dead", "--net"};
+  for (const auto& [place, says] : {std::pair{std::string("net0:tap=fvmm-nosuch"), "net0: tap fvmm-nosuch"},
+                                    std::pair{"net0:unix=" + path_of("nobody"), "net0"},
+                                    std::pair{std::string("net1:unix=/x"), "no network \"net1\""}}) {
+    std::vector<std::string> words = recover;
+    words.push_back(place);
+    const Ctl refused = b_->ctl(words);
+    EXPECT_EQ(refused.code, 1) << refused;
+    EXPECT_NE(refused.err.find(says), std::string::npos) << refused;
+    EXPECT_EQ(b_->state("web"), "") << "nothing of it is here";
+  }
+  EXPECT_TRUE(testing::echoes(peer_a, 100));
+  a_->start();
+  const double sealed = sealed_of("web");
+  EXPECT_TRUE(wait_until([&] { return sealed_of("web") >= sealed + 3; })) << "and its replication goes on";
+  kill_source();
+
+  NetPeer peer_b(path_of("net-b"));
+  std::vector<std::string> words = recover;
+  words.push_back("net0:unix=" + peer_b.path());
+  const Ctl recovered = b_->ctl(words);
+  ASSERT_EQ(recovered.code, 0) << recovered;
+  ASSERT_NO_FATAL_FAILURE(expect_announced(peer_b));
+  EXPECT_TRUE(testing::echoes(peer_b, 200));
+  const auto shown = net_of(*b_, "web");
+  EXPECT_EQ(Host::text(shown, "mac"), mac);
+  ASSERT_EQ(b_->ctl({"vm", "stop", "web"}).code, 0);
+  ASSERT_EQ(b_->ctl({"vm", "start", "web"}).code, 0) << "where it was recovered to";
+  EXPECT_TRUE(peer_b.accept());
+  a_->start();
+  EXPECT_EQ(a_->state("web"), "lost");
 }
 
 TEST_F(DaemonNet, ClonesHavePlacesAndAddressesOfTheirOwn) {

@@ -7,6 +7,8 @@
 
 namespace fvmm::testing {
 
+inline constexpr std::chrono::seconds kRecoverWait{30};
+
 /// A planted fault: says SEALED as soon as it says HELD, and nothing when it is so.
 class SimEagerStream final : public net::Stream {
  public:
@@ -126,33 +128,33 @@ inline bool SimReplicaWorld::recover() {
   return done.ok();
 }
 
-/// ReplicationService::recover and VmService::recover.
+/// ReplicationService::recover and VmService::recover, around the same take_right().
 inline Status SimReplicaWorld::recover(SimFvmmd& fvmmd) {
   const Id id = FVMM_TRY(Id::from_bytes(config_.id()));
   const v1::ReplicaRecord known = FVMM_TRY(fvmmd.replicas.find(id));
   expect(known.fencing_token() >= token_, "a fencing token that was given is forgotten");
-  const auto before = FVMM_TRY(migration::newest_generation(fvmmd.store, config_.id()));
-  alive();
-  const bool answers = host(1).up && !plan_.source_silent;
-  const bool wrongly = source_lives_ && !source_fenced_;  // also while it stands still for a capture
-  if (answers && wrongly) return Error(Errc::kFailedPrecondition, "it runs at its source");
-  std::uint64_t seen = 0;
-  {
-    const auto opened = FVMM_TRY(memory::OpenTemplate::open(before.directory));
-    seen = FVMM_TRY(opened.machine_state()).fencing_token();
-  }
-  const std::uint64_t token = FVMM_TRY(fvmmd.replicas.recover(id, seen));
-  expect(token > token_ && token > guest_->fencing_token, "a fencing token is given twice");
-  token_ = token;
+  bool wrongly = false;
+  const auto admit = [&](const daemon::Runnable&) -> Status {
+    alive();
+    const bool answers = host(1).up && !plan_.source_silent;
+    wrongly = source_lives_ && !source_fenced_;  // also while it stands still for a capture
+    if (answers && wrongly) return Error(Errc::kFailedPrecondition, "it runs at its source");
+    if (plan_.peer_lacks_backend && !healed_) return Error(Errc::kNotFound, "net0: there is no such tap here");
+    return {};
+  };
+  const auto right =
+      FVMM_TRY(daemon::take_right(fvmmd.replicas, fvmmd.store, id, admit, Deadline::after(kRecoverWait)));
+  expect(right.token > token_ && right.token > guest_->fencing_token, "a fencing token is given twice");
+  token_ = right.token;
   recovered_ = true;
   vouched_wrongly_ |= wrongly;
   published_at_recovery_ = sealed_ever_;
-  const auto newest = FVMM_TRY(migration::newest_generation(fvmmd.store, config_.id()));
+  const memory::TemplateInfo& newest = right.from.opened.info();
   v1::VmRecord record;
   *record.mutable_config() = newest.config;
   record.mutable_template_()->set_id(newest.id.raw());
   record.mutable_template_()->set_digest(newest.digest.raw());
-  record.set_fencing_token(token);
+  record.set_fencing_token(right.token);
   FVMM_TRY(replace_file(directory_ / "vm.pb", record.SerializeAsString()));
   return start_here(newest);
 }

@@ -24,9 +24,10 @@ struct SimReplicaPlan {
   int full_from = 0;  // numbers of steps of the peer's disk that need room
   int full_to = 0;
   SimTime recover_at = kSimNever;
-  bool source_silent = false;      // its daemon does not answer the peer's question: somebody vouches for its death
-  SimTime restart_at = kSimNever;  // `replicate stop`, and start again
-  bool cut_power_at_end = false;   // of the peer, when all is quiet
+  bool source_silent = false;       // its daemon does not answer the peer's question: somebody vouches for its death
+  bool peer_lacks_backend = false;  // until all is healed: a recovery is refused once its source has been asked
+  SimTime restart_at = kSimNever;   // `replicate stop`, and start again
+  bool cut_power_at_end = false;    // of the peer, when all is quiet
   SimPlant plant = SimPlant::kNone;
 };
 
@@ -94,6 +95,7 @@ inline SimReplicaPlan sim_replica_plan(std::uint64_t seed, SimPlant plant = SimP
   sim_plan_detail::Dice dice{std::mt19937_64(seed * 31 + 7)};
   SimReplicaPlan plan;
   plan.plant = plant;
+  plan.peer_lacks_backend = seed % 5 == 4;
   plan.on_template = !dice.one_in(3);
   plan.pages_per_step = static_cast<unsigned>(dice.below(4));
   constexpr std::array<std::uint64_t, 3> kWindows{40, 120, 400};

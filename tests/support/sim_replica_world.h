@@ -1,8 +1,8 @@
 // Two hosts and a VM that is replicated from one to the other: one seed is one history. What is real: Replication with
 // its threads, policy, buffer and capture; receive_replica(), the daemon's Replicas with their records, and the
 // TemplateStore, over real files (support/sim_files.h). What is simulated: time, threads, connections, power, the
-// guest, and what fvmmd does around: serving a connection, recovering (ReplicationService::recover, line by line),
-// booting again what was recovered.
+// guest, and what fvmmd does around: serving a connection, asking the source before a recovery takes the right to run
+// (daemon::take_right() is the real one), booting again what was recovered.
 //
 // Deterministic, as support/sim_world.h.
 #pragma once
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "daemon/recovery.h"
 #include "daemon/replicas.h"
 #include "memory/open_template.h"
 #include "memory/template_store.h"

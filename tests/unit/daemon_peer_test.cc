@@ -1,6 +1,7 @@
 // The peer listener over loopback: real connections, fake workers in this process.
 #include <gtest/gtest.h>
 
+#include "base/file.h"
 #include "daemon/migration_service.h"
 #include "daemon/peer_listener.h"
 #include "migration/transport.h"
@@ -142,6 +143,28 @@ TEST_F(PeerTest, OtherVersionIsRejectedNamingBoth) {
 TEST_F(PeerTest, UnknownPurposeIsRejected) {
   hello_.set_purpose(v1::HELLO_NONE);
   EXPECT_EQ(ask(hello_).kind(), v1::PEER_REJECTED);
+}
+
+// Asked before a replication begins: a recovery that could only fail is refused while the source is there.
+TEST_F(PeerTest, AVmWhoseDisksAreNotHereIsNotReplicatedToHere) {
+  const std::string file = (scratch_.path() / "disk").string();
+  v1::DiskConfig& disk = *hello_.mutable_vm()->add_disks();
+  disk.set_path(file);
+  disk.set_readonly(true);
+  disk.set_shared(true);
+  hello_.mutable_vm()->add_nets()->set_socket((scratch_.path() / "nobody").string());  // a recovery may place it
+  hello_.set_purpose(v1::CHECK_REPLICA);
+  const auto refused = ask(hello_);
+  EXPECT_EQ(refused.kind(), v1::PEER_REJECTED);
+  EXPECT_EQ(refused.code(), static_cast<std::uint32_t>(Errc::kNotFound));
+  EXPECT_NE(refused.reason().find("disk " + file + " is missing"), std::string::npos) << refused.reason();
+  disk.set_path("disk");
+  EXPECT_EQ(ask(hello_).code(), static_cast<std::uint32_t>(Errc::kFailedPrecondition)) << "the question is known";
+  disk.set_path(file);
+  ASSERT_TRUE(replace_file(file, std::string(4096, 'x')));
+  const auto fits = ask(hello_);
+  EXPECT_EQ(fits.kind(), v1::PEER_ANSWER) << fits.reason();
+  EXPECT_FALSE(replicas_->find("web1")) << "a question leaves nothing";
 }
 
 TEST_F(PeerTest, GarbageEndsTheConnectionAndNothingElse) {

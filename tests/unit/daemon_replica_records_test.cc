@@ -28,7 +28,8 @@ TEST(ReplicaRecords, RecoveryFencesOlderTokensAlsoAfterARestart) {
     ASSERT_TRUE(session) << session.error().message();
     int ran = 0;
     EXPECT_TRUE(replicas.unless_recovered(vm, 1, [&] { ++ran; }));
-    const auto token = replicas.recover(vm, 1);
+    const auto token = replicas.recover(
+        vm, [] { return 1; }, Deadline::after(std::chrono::seconds(20)));
     ASSERT_TRUE(token) << token.error().message();
     EXPECT_EQ(*token, 2U);
     EXPECT_FALSE(replicas.unless_recovered(vm, 1, [&] { ++ran; }));

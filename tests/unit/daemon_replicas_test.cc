@@ -47,6 +47,10 @@ class ReplicasTest : public ::testing::Test {
     streams_.push_back(net::PipeStream::make({}, {}).first);
     return replicas_->begin(hello, *streams_.back());
   }
+  Result<std::uint64_t> recover(const v1::PeerHello& hello, std::uint64_t token_seen) {
+    return replicas_->recover(
+        id_of(hello), [&] { return token_seen; }, Deadline::after(std::chrono::seconds(20)));
+  }
   Forgotten forget(const v1::PeerHello& hello, int* dropped = nullptr) {
     const auto done = replicas_->forget(hello, [&] {
       if (dropped != nullptr) ++*dropped;
@@ -100,7 +104,7 @@ TEST_F(ReplicasTest, AnEndedReplicationIsNoReplicaAnyMoreAlsoAfterARestart) {
     EXPECT_EQ(found.error().code(), Errc::kNotFound);
     EXPECT_NE(found.error().message().find("ended"), std::string::npos) << found.error().message();
     EXPECT_EQ(replicas_->find(id_of(hello)).error().code(), Errc::kNotFound);
-    EXPECT_EQ(replicas_->recover(id_of(hello), 5).error().code(), Errc::kNotFound);
+    EXPECT_EQ(recover(hello, 5).error().code(), Errc::kNotFound);
     open();
   }
 }
@@ -139,7 +143,7 @@ TEST_F(ReplicasTest, SourceOfARecoveredVmIsToldAndWhatRunsHereStays) {
   open();
   const auto hello = hello_of('a', kMiB, 5);
   ASSERT_TRUE(begin(hello).ok());
-  EXPECT_EQ(replicas_->recover(id_of(hello), 5).value_or(0), 6U);
+  EXPECT_EQ(recover(hello, 5).value_or(0), 6U);
   int dropped = 0;
   EXPECT_EQ(forget(hello, &dropped), Forgotten::kRecovered);
   EXPECT_EQ(dropped, 0);
