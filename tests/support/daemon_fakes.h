@@ -139,6 +139,7 @@ class FakeWorker {
   std::function<Result<v1::MigrateEvent>(control::Call&, const v1::WorkerMigrateRequest&)> on_migrate;
   std::function<Result<v1::WorkerInfo>(control::Call&, const v1::WorkerReceiveRequest&, UniqueFd)> on_receive;
   std::function<Result<v1::WorkerInfo>(bool resume)> on_settle;
+  std::function<Result<v1::ReplicaStatus>()> on_replicate = [] { return v1::ReplicaStatus(); };
   /// How it answers questions about its session from now on. Thread: any.
   void answer_with(std::function<v1::SessionAnswer(const v1::SessionQuery&)> answer) {
     const std::lock_guard lock(mutex_);
@@ -210,6 +211,9 @@ class FakeWorker {
           if (!answer) return Error(Errc::kNotFound, "this worker knows no such session");
           return answer(query);
         });
+    method<v1::WorkerReplicateRequest, v1::ReplicaStatus>(
+        "StartReplication",
+        [this](Call&, const v1::WorkerReplicateRequest&) -> Result<v1::ReplicaStatus> { return on_replicate(); });
     method<v1::PokeRequest, v1::Empty>("Poke",
                                        [](Call&, const v1::PokeRequest&) -> Result<v1::Empty> { return v1::Empty(); });
     method<v1::Empty, v1::Empty>("CancelMigration",

@@ -299,5 +299,51 @@ TEST_F(RecoverTest, WhatItWasReplicatedToUnderAnOlderRightDoesNotHoldUpItsStart)
   EXPECT_TRUE(started.ok()) << started.error().message();
 }
 
+/// The source's side: the record that keeps it from starting a VM which somebody may have recovered.
+class ReplicateRecordTest : public RecoverTest {
+ protected:
+  void SetUp() override {
+    RecoverTest::SetUp();
+    ASSERT_TRUE(replace_file(kernel_, "ELF"));
+    v1::CreateVmRequest request;
+    *request.mutable_config() = config_;
+    request.mutable_config()->set_kernel(kernel_);
+    request.set_start(true);
+    const auto made = vms_->create(request, Deadline::after(kWait));
+    ASSERT_TRUE(made.ok()) << made.error().message();
+  }
+  Errc start_answered(Errc answer) {
+    spawner_.worker(0).on_replicate = [answer] { return Error(answer, "scripted"); };
+    v1::ReplicateRequest request;
+    request.set_vm("web1");
+    request.set_to("127.0.0.1:1");
+    return service_->start(request, Deadline::after(kWait)).error().code();
+  }
+  bool recorded() { return std::filesystem::exists(registry_->find("web1")->directory / kReplicaFile); }
+
+  const std::string kernel_ = (scratch_.path() / "kernel.elf").string();
+};
+
+TEST_F(ReplicateRecordTest, GoesWhenTheWorkerSaysNo) {
+  for (const Errc answer : {Errc::kInvalidArgument, Errc::kFailedPrecondition, Errc::kAlreadyExists}) {
+    EXPECT_EQ(start_answered(answer), answer);
+    EXPECT_FALSE(recorded()) << to_string(answer);
+  }
+}
+
+// The worker may have begun, and something of the VM may be sealed at the peer: whoever recovers it there must not find
+// it running here again.
+TEST_F(ReplicateRecordTest, StaysWhenNobodyKnowsWhatTheWorkerDid) {
+  for (const Errc answer : {Errc::kUnavailable, Errc::kInternal, Errc::kDeadlineExceeded, Errc::kUnknown}) {
+    EXPECT_EQ(start_answered(answer), answer);
+    EXPECT_TRUE(recorded()) << to_string(answer);
+  }
+  spawner_.worker(0).end();
+  EXPECT_TRUE(vms_->stop("web1").ok());
+  const auto started = vms_->start("web1", Deadline::after(kWait));
+  ASSERT_FALSE(started.ok());
+  EXPECT_EQ(started.error().code(), Errc::kFailedPrecondition) << started.error().message();
+}
+
 }  // namespace
 }  // namespace fvmm::daemon
