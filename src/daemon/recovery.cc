@@ -8,12 +8,25 @@
 #include "migration/generation_line.h"
 
 namespace fvmm::daemon {
+namespace {
+
+constexpr int kOpenAttemptsMax = 16;
+
+// A source that lives goes on sealing: what was the newest may go, or be squashed, before it is open.
+Result<memory::OpenTemplate> open_before_it_goes(const memory::TemplateStore& store, const Id& vm) {
+  for (int attempt = 1;; ++attempt) {
+    const auto newest = FVMM_TRY(migration::newest_generation(store, vm.raw()));
+    auto opened = memory::OpenTemplate::open(newest.directory);
+    if (opened || opened.error().code() != Errc::kNotFound || attempt == kOpenAttemptsMax) return opened;
+  }
+}
+
+}  // namespace
 
 Result<Runnable> open_newest(const memory::TemplateStore& store, const Id& vm) {
-  const auto newest = FVMM_TRY(migration::newest_generation(store, vm.raw()));
-  auto opened = FVMM_TRY(memory::OpenTemplate::open(newest.directory));
+  auto opened = FVMM_TRY(open_before_it_goes(store, vm));
   FVMM_TRY(opened.check_mappable());
-  auto state = FVMM_TRY(opened.machine_state(), "generation " + newest.name);
+  auto state = FVMM_TRY(opened.machine_state(), "generation " + opened.info().name);
   return Runnable{std::move(opened), std::move(state)};
 }
 
