@@ -25,7 +25,6 @@ Result<memory::OpenTemplate> open_before_it_goes(const memory::TemplateStore& st
 
 Result<Runnable> open_newest(const memory::TemplateStore& store, const Id& vm) {
   auto opened = FVMM_TRY(open_before_it_goes(store, vm));
-  FVMM_TRY(opened.check_mappable());
   auto state = FVMM_TRY(opened.machine_state(), "generation " + opened.info().name);
   return Runnable{std::move(opened), std::move(state)};
 }

@@ -17,8 +17,8 @@
 
 namespace fvmm::daemon {
 
-/// A sealed generation that can be run: open, which keeps it in the store, mappable, and its machine state as it was
-/// saved.
+/// A sealed generation that can be run: open, which keeps it in the store, and its machine state as it was saved. One
+/// with more runs than can be mapped is no worse: the shortest are read into memory.
 struct Runnable {
   memory::OpenTemplate opened;
   v1::MachineState state;

@@ -31,12 +31,6 @@ Result<OpenTemplate> OpenTemplate::open(const std::filesystem::path& template_di
   return opened;
 }
 
-Status OpenTemplate::check_mappable() const {
-  Status status = image_->check_mappable();
-  if (!status) return std::move(status.error()).with(fmt::format("template {}", info_.name));
-  return {};
-}
-
 Status OpenTemplate::read_pages(PageRange range, std::span<std::byte> out) const {
   const std::uint64_t pages = info_.memory_bytes / kPageBytes;
   if (range.first > pages || range.count > pages - range.first || out.size() != range.count * kPageBytes) {

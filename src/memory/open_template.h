@@ -30,7 +30,6 @@ class OpenTemplate {
   /// What guest memory maps and keeps: GuestMemory::map_template().
   [[nodiscard]] std::shared_ptr<const TemplateImage> image() const { return image_; }
   [[nodiscard]] std::span<const OverlayRun> runs() const { return image_->runs(); }
-  [[nodiscard]] Status check_mappable() const;  // kFailedPrecondition names the template and its runs
   /// Resolved content without a mapping: TemplateImage::read_pages(), but a bad range is kOutOfRange.
   Status read_pages(PageRange range, std::span<std::byte> out) const;
   /// The hash list of the delta, also of one that was folded or squashed: page numbers and hashes, whose chain from

@@ -66,12 +66,6 @@ std::vector<OverlayRun> overlay(std::span<const OverlayRun> upper, std::span<con
   return merged;
 }
 
-Status TemplateImage::check_mappable() const {
-  if (runs_.size() <= kMappableRunsMax) return {};
-  return Error(Errc::kFailedPrecondition, fmt::format("the chain has {} runs, at most {} can be mapped; fold it first",
-                                                      runs_.size(), kMappableRunsMax));
-}
-
 Status TemplateImage::read_pages(PageRange range, std::span<std::byte> out) const {
   const std::uint64_t pages = memory_bytes_ / kPageBytes;
   FVMM_CHECK(range.first <= pages && range.count <= pages - range.first, "pages outside the template");

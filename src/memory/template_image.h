@@ -38,8 +38,6 @@ class TemplateImage {
   [[nodiscard]] int layer(std::size_t index) const { return layers_[index].get(); }
   [[nodiscard]] std::span<const OverlayRun> runs() const { return runs_; }
   [[nodiscard]] std::uint64_t memory_bytes() const { return memory_bytes_; }
-  /// At most kMappableRunsMax runs; kFailedPrecondition names the number otherwise: fold it first.
-  [[nodiscard]] Status check_mappable() const;
   /// The content of these pages. FVMM_CHECKs the range and that `out` is as long. Errors: kIo, kDataLoss.
   Status read_pages(PageRange range, std::span<std::byte> out) const;
   /// Pages that may hold anything but zeros, ascending: data of the base and every run of the deltas. For a whole copy.

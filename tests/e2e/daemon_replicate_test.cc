@@ -41,6 +41,24 @@ TEST_F(DaemonReplicate, VmOnNoTemplateIsReplicatedAndRecoveredToo) {
   EXPECT_TRUE(b_->verified_after_now("web"));
 }
 
+TEST_F(DaemonReplicate, AGenerationOfMoreRunsThanCanBeMappedIsRecoveredToo) {
+  ASSERT_TRUE(boot_workload(*a_, "wide", "128M", "seed=9 ws=64 rate=20000"));  // pages all over 64 MiB
+  ASSERT_EQ(a_->ctl({"template", "create", "base", "--from", "wide"}).code, 0);
+  ASSERT_EQ(a_->ctl({"replicate", "start", "wide", "--to", b_->listen(), "--interval", "100ms"}).code, 0);
+  const auto scattered = [&] {
+    const Ctl list = b_->ctl({"template", "list"});
+    const auto* all = list.at("templates").if_array();
+    return all != nullptr && std::ranges::any_of(*all, [](const auto& one) {
+             return one.at("ref").at("name").as_string().starts_with("wide.") && !one.at("mappable").as_bool();
+           });
+  };
+  ASSERT_TRUE(wait_until(scattered)) << b_->ctl({"template", "list"});
+  kill_source();
+  const Ctl recovered = b_->ctl({"replicate", "recover", "wide", "--source-is-dead"});
+  ASSERT_EQ(recovered.code, 0) << recovered;
+  EXPECT_TRUE(b_->verified_after_now("wide"));
+}
+
 TEST_F(DaemonReplicate, RecoveryIsRefusedWhileTheSourceRunsIt) {
   ASSERT_EQ(replicate().code, 0);
   ASSERT_TRUE(seals(2));

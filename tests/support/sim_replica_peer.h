@@ -164,7 +164,6 @@ inline Status SimReplicaWorld::start_here(const memory::TemplateInfo& generation
   expect(generation.generation >= acked_,
          fmt::format("{} was started, and {} was acknowledged", generation.name, acked_));
   auto opened = std::make_unique<memory::OpenTemplate>(FVMM_TRY(memory::OpenTemplate::open(generation.directory)));
-  FVMM_TRY(opened->check_mappable());
   SimReplicaPlan plan = plan_;
   plan.plant = SimPlant::kNone;
   auto machine = std::make_unique<SimMachine>(
