@@ -274,11 +274,8 @@ TEST_F(CliCommands, MigrateJsonIsOneObjectAndProgressGoesToStandardError) {  // 
 }
 
 TEST_F(CliCommands, MigrateExitCodeSaysWhereTheVmRuns) {
-  const std::map<std::string, int> codes{{"completed", kDone},
-                                         {"aborted", kFailed},
-                                         {"refused", kFailed},
-                                         {"unknown", kUnknown},
-                                         {"something new", kUnknown}};
+  const std::map<std::string, int> codes{
+      {"completed", kDone}, {"aborted", kFailed}, {"unknown", kUnknown}, {"something new", kUnknown}};
   for (const auto& [word, code] : codes) {
     v1::MigrateEvent event;
     event.mutable_result()->set_result(word);
@@ -287,6 +284,19 @@ TEST_F(CliCommands, MigrateExitCodeSaysWhereTheVmRuns) {
   }
   answer(v1::MigrateEvent());  // a last event without a result
   EXPECT_EQ(run({"migrate", "web1", "--to", "h:1"}).code, kUnknown);
+}
+
+TEST_F(CliCommands, ResolveThatSettlesNothingIsAnOutcomeNotKnown) {
+  const std::map<std::string, int> codes{
+      {"runs here", kDone}, {"moved", kDone}, {"lost", kDone}, {"unsettled", kUnknown}};
+  for (const auto& [word, code] : codes) {
+    v1::ResolveReport report;
+    report.set_outcome(word);
+    answer(report);
+    const Ran ran = run({"migrate", "resolve", "web1"});
+    EXPECT_EQ(ran.code, code) << word;
+    EXPECT_EQ(ran.err.find("still not known") != std::string::npos, code == kUnknown) << ran.err;
+  }
 }
 
 TEST_F(CliCommands, MigrateRefusedByTheDaemonLeavesTheVmWhereItWas) {
