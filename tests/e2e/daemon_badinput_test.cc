@@ -138,7 +138,7 @@ TEST_F(BadInputTest, NamesThatAreNotThereAndNamesThatAreTaken) {
   ASSERT_EQ(host().ctl({"template", "create", "base", "--from", "web"}).code, 0);
   EXPECT_TRUE(fails(host().ctl({"template", "create", "base", "--from", "web"}), 1, {"base", "exists"}));
   EXPECT_TRUE(fails(host().ctl({"vm", "clone", "web", "--template", "base", "--start"}), 1, {"web", "exists"}));
-  EXPECT_TRUE(fails(host().ctl({"vm", "clone", "copy", "--template", "base", "--count", "257"}), 1, {"256", "257"}));
+  EXPECT_TRUE(fails(host().ctl({"vm", "clone", "copy", "--template", "base", "--count", "257"}), 2, {"256", "257"}));
   EXPECT_TRUE(host().verified_after_now("web"));
   EXPECT_EQ(host().ctl({"vm", "list"}).at("vms").as_array().size(), 1U);
 }
