@@ -37,6 +37,7 @@ TEST_P(EveryVirtioDevice, AnswersARequestWithAnyFeatures) {
     driver.start(features);
     expect_answer(0);
     expect_answer(1);
+    settle();
     EXPECT_EQ(driver.read(kInterruptStatus) & kInterruptUsed, kInterruptUsed);
   }
 }
