@@ -338,7 +338,6 @@ TEST_F(ReplicateRecordTest, StaysWhenNobodyKnowsWhatTheWorkerDid) {
     EXPECT_EQ(start_answered(answer), answer);
     EXPECT_TRUE(recorded()) << to_string(answer);
   }
-  spawner_.worker(0).end();
   EXPECT_TRUE(vms_->stop("web1").ok());
   const auto started = vms_->start("web1", Deadline::after(kWait));
   ASSERT_FALSE(started.ok());
