@@ -18,19 +18,26 @@ bool is_builtin(const std::string& name) {
   return std::ranges::count(vmm::builtin_cpu_template_names(), name) > 0;
 }
 
-/// What a guest on this host gets by it. KVM_GET_SUPPORTED_CPUID costs some milliseconds where CPUID itself traps.
-Result<vmm::CpuidTable> table_here(const v1::CpuTemplate& cpu) {
-  const vmm::Kvm kvm = FVMM_TRY(vmm::Kvm::open());
-  constexpr std::uint32_t kNoTimer = 0;  // the timing leaf is no feature
-  return vmm::build_cpuid(cpu, FVMM_TRY(kvm.supported_cpuid()), kNoTimer);
-}
-
-bool is_default_here(const std::string& name) {
-  const auto kvm = vmm::Kvm::open();
-  return kvm.ok() && vmm::default_cpu_template(kvm->features()) == name;
-}
-
 }  // namespace
+
+/// What templates are judged by here. KVM_GET_SUPPORTED_CPUID costs some milliseconds where CPUID itself traps: a
+/// command asks once.
+struct CpuTemplates::HostCpu {
+  std::string_view by_default;  // empty without a KVM
+  Result<vmm::CpuidTable> supported;
+
+  static HostCpu read() {
+    auto kvm = vmm::Kvm::open();
+    if (!kvm) return {"", std::move(kvm.error())};
+    return {vmm::default_cpu_template(kvm->features()), kvm->supported_cpuid()};
+  }
+  /// What a guest on this host gets by it.
+  [[nodiscard]] Result<vmm::CpuidTable> table(const v1::CpuTemplate& cpu) const {
+    constexpr std::uint32_t kNoTimer = 0;  // the timing leaf is no feature
+    if (!supported) return supported.error();
+    return vmm::build_cpuid(cpu, *supported, kNoTimer);
+  }
+};
 
 Result<std::vector<std::string>> CpuTemplates::names() const {
   auto names = vmm::builtin_cpu_template_names();
@@ -62,11 +69,15 @@ Result<v1::CpuTemplate> CpuTemplates::find(const std::string& name) const {
 }
 
 Result<v1::CpuTemplateInfo> CpuTemplates::show(const std::string& name) const {
+  return show(name, HostCpu::read());
+}
+
+Result<v1::CpuTemplateInfo> CpuTemplates::show(const std::string& name, const HostCpu& host) const {
   v1::CpuTemplateInfo info;
   *info.mutable_template_() = FVMM_TRY(find(name));
   if (!is_builtin(name)) info.set_file(path_of(name).string());
-  info.set_by_default(is_default_here(name));
-  const auto table = table_here(info.template_());
+  info.set_by_default(host.by_default == name);
+  const auto table = host.table(info.template_());
   if (!table) {
     info.set_refused(table.error().message());
     return info;
@@ -77,11 +88,12 @@ Result<v1::CpuTemplateInfo> CpuTemplates::show(const std::string& name) const {
 
 Result<v1::CpuTemplateList> CpuTemplates::list() const {
   v1::CpuTemplateList out;
+  const HostCpu host = HostCpu::read();
   std::size_t at = 0;
   for (const std::string& name : FVMM_TRY(names())) {
     v1::CpuTemplateInfo& info = *out.add_templates();
     const bool hidden = at++ >= vmm::builtin_cpu_template_names().size() && is_builtin(name);
-    auto shown = show(name);
+    auto shown = show(name, host);
     if (shown && !hidden) {
       info = std::move(*shown);
       continue;
@@ -96,7 +108,7 @@ Result<v1::CpuTemplateList> CpuTemplates::list() const {
 Status CpuTemplates::settle(v1::VmConfig& config) const {
   if (config.cpu_template().empty() || config.has_cpu()) return {};
   v1::CpuTemplate cpu = FVMM_TRY(find(config.cpu_template()));
-  if (!cpu.require().empty()) FVMM_TRY(table_here(cpu), "VM " + config.name());
+  if (!cpu.require().empty()) FVMM_TRY(HostCpu::read().table(cpu), "VM " + config.name());
   if (!is_builtin(cpu.name())) *config.mutable_cpu() = std::move(cpu);
   return {};
 }

@@ -31,6 +31,8 @@ class CpuTemplates {
   Status settle(v1::VmConfig& config) const;
 
  private:
+  struct HostCpu;
+  [[nodiscard]] Result<v1::CpuTemplateInfo> show(const std::string& name, const HostCpu& host) const;
   [[nodiscard]] Result<v1::CpuTemplate> find(const std::string& name) const;
   [[nodiscard]] std::filesystem::path path_of(const std::string& name) const { return directory_ / (name + ".json"); }
 

@@ -48,6 +48,20 @@ constexpr std::array<Builtin, 3> kBuiltins{{
 })json"},
 }};
 
+/// Parsed once: each VM that is created, or comes in, names one.
+const std::vector<v1::CpuTemplate>& builtins() {
+  static const auto all = [] {
+    std::vector<v1::CpuTemplate> parsed;
+    for (const Builtin& builtin : kBuiltins) {
+      auto cpu = parse_cpu_template(builtin.name, builtin.json);
+      FVMM_CHECK(cpu.ok(), "a built-in CPU template is wrong");
+      parsed.push_back(std::move(*cpu));
+    }
+    return parsed;
+  }();
+  return all;
+}
+
 }  // namespace
 
 std::vector<std::string> builtin_cpu_template_names() {
@@ -57,11 +71,8 @@ std::vector<std::string> builtin_cpu_template_names() {
 }
 
 Result<v1::CpuTemplate> builtin_cpu_template(std::string_view name) {
-  for (const Builtin& builtin : kBuiltins) {
-    if (builtin.name != name) continue;
-    auto cpu = parse_cpu_template(name, builtin.json);
-    FVMM_CHECK(cpu.ok(), "a built-in CPU template is wrong");
-    return cpu;
+  for (const v1::CpuTemplate& cpu : builtins()) {
+    if (cpu.name() == name) return cpu;
   }
   return Error(Errc::kNotFound, fmt::format("there is no CPU template \"{}\"; built in are {}", name,
                                             fmt::join(builtin_cpu_template_names(), ", ")));

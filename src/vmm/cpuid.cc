@@ -30,12 +30,10 @@ void remove_unsavable(CpuidTable& table) {
 
 // "GenuineIntel", "AuthenticAMD"; empty without leaf 0. Hosts of two vendors differ in more than feature bits say.
 std::string vendor_of(const CpuidTable& table) {
-  for (const kvm_cpuid_entry2& entry : table) {
-    if (entry.function != 0) continue;
-    const std::array<std::uint32_t, 3> words = {entry.ebx, entry.edx, entry.ecx};
-    return {reinterpret_cast<const char*>(words.data()), sizeof words};
-  }
-  return {};
+  const kvm_cpuid_entry2* entry = find_entry(table, 0);
+  if (entry == nullptr) return {};
+  const std::array<std::uint32_t, 3> words = {entry->ebx, entry->edx, entry->ecx};
+  return {reinterpret_cast<const char*>(words.data()), sizeof words};
 }
 
 // Leaf 0x40000010 tells the guest its TSC and APIC bus frequency in kHz, so it need not calibrate.

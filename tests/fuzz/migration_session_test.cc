@@ -121,7 +121,7 @@ void feed(const v1::PeerHello& hello, const Conversation& bytes, const std::shar
   FakeJournal journal(std::make_shared<FakeDisk>());
   migration::DestinationSession::Environment environment;
   environment.make_guest = [&](const v1::PeerHello& greeting) -> Result<std::unique_ptr<migration::Guest>> {
-    return fake_guest(greeting.vm(), {}, std::make_unique<FakeMachine>(0, runners));
+    return guest_around(greeting.vm(), {}, std::make_unique<FakeMachine>(0, runners));
   };
   environment.journal = &journal;
   environment.waits.connections = std::chrono::milliseconds(1);

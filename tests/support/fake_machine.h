@@ -19,6 +19,7 @@
 #include "base/fence.h"
 #include "memory/digest.h"
 #include "migration/machine.h"
+#include "support/guest_around.h"
 
 namespace fvmm::testing {
 
@@ -238,18 +239,6 @@ class FakeMachine final : public migration::Machine, private memory::DirtySource
 
 inline FakeMachine& fake(migration::Guest& guest) {
   return static_cast<FakeMachine&>(*guest.machine);
-}
-
-/// A guest around a machine; `base` with an empty id is the zero template.
-inline std::unique_ptr<migration::Guest> fake_guest(const v1::VmConfig& config, const v1::TemplateRef& base,
-                                                    std::unique_ptr<FakeMachine> machine) {
-  auto guest = std::make_unique<migration::Guest>();
-  guest->config = config;
-  guest->fencing_token = 1;
-  guest->base = base;
-  guest->since_base = machine->dirty().add_reader();
-  guest->machine = std::move(machine);
-  return guest;
 }
 
 inline v1::VmConfig fake_config() {

@@ -66,7 +66,7 @@ class FakeMigration {
         std::make_unique<FakeMachine>(scenario_.seed, runners_, scenario_.template_file, scenario_.source_faults);
     machine->set_pages_per_step(scenario_.pages_per_step);
     runners_->add_disk();
-    source_ = fake_guest(config_with_disk(), scenario_.base, std::move(machine));
+    source_ = guest_around(config_with_disk(), scenario_.base, std::move(machine));
     FVMM_CHECK(scenario_.source_faults.take_disks || fake(*source_).take_disks().ok(), "nobody else has them yet");
     for (unsigned i = 0; i < scenario_.steps_before; ++i) fake(*source_).step();
     if (scenario_.running && !scenario_.source_faults.resume) FVMM_CHECK(fake(*source_).resume().ok(), "it can run");
@@ -204,8 +204,8 @@ class FakeMigration {
     FakePeer::Options options;
     options.make_guest = [this](const v1::PeerHello& hello) -> Result<std::unique_ptr<migration::Guest>> {
       const int file = hello.template_().id().empty() ? -1 : scenario_.template_file;
-      return fake_guest(hello.vm(), hello.template_(),
-                        std::make_unique<FakeMachine>(0, runners_, file, scenario_.destination_faults));
+      return guest_around(hello.vm(), hello.template_(),
+                          std::make_unique<FakeMachine>(0, runners_, file, scenario_.destination_faults));
     };
     options.failing_writes = scenario_.destination_failing_writes;
     options.on_step = [this](std::string_view step) -> Status {

@@ -112,7 +112,7 @@ class FakeReplication {
     auto machine = std::make_unique<FakeMachine>(options.seed, std::make_shared<Runners>(), file);
     machine->set_pages_per_step(options.pages_per_step);
     machine->record_instants();
-    guest_ = fake_guest(fake_config(), base, std::move(machine));
+    guest_ = guest_around(fake_config(), base, std::move(machine));
     fake(*guest_).step();
     FVMM_CHECK(fake(*guest_).resume().ok(), "it can run");
   }

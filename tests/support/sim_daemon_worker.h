@@ -149,7 +149,7 @@ inline std::unique_ptr<migration::Guest> SimDaemonWorld::make_guest(SimWorker& w
                             [&worker](SimMachine& machine) {
                               if (worker.machine == &machine) worker.machine = nullptr;
                             }});
-  auto guest = sim_guest(config, base, std::move(made));
+  auto guest = guest_around(config, base, std::move(made));
   worker.machine = &sim_machine(*guest);
   return guest;
 }

@@ -15,6 +15,7 @@
 #include "base/check.h"
 #include "base/fence.h"
 #include "migration/machine.h"
+#include "support/guest_around.h"
 #include "support/sim_plan.h"
 
 namespace fvmm::testing {
@@ -228,18 +229,6 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
   bool running_ = false;
   bool dead_ = false;
 };
-
-/// As a worker has it (Worker::wrap).
-inline std::unique_ptr<migration::Guest> sim_guest(const v1::VmConfig& config, const v1::TemplateRef& base,
-                                                   std::unique_ptr<SimMachine> machine) {
-  auto guest = std::make_unique<migration::Guest>();
-  guest->config = config;
-  guest->fencing_token = 1;
-  guest->base = base;
-  guest->machine = std::move(machine);
-  guest->since_base = guest->machine->dirty().add_reader();
-  return guest;
-}
 
 inline SimMachine& sim_machine(migration::Guest& guest) {
   return static_cast<SimMachine&>(*guest.machine);

@@ -21,7 +21,7 @@ inline void SimReplicaWorld::start_guest() {
                         .starting = [this](SimMachine& machine) { remember_instant(machine); },
                         .gone = [this](SimMachine&) { machine_ = nullptr; },
                         .saved = [this](SimMachine& machine) { noted_ = machine.registers()[1]; }});
-  guest_ = sim_guest(config_, base_, std::move(made));
+  guest_ = guest_around(config_, base_, std::move(made));
   machine_ = &sim_machine(*guest_);
   machine_->start();
   for (int i = 0; i < 4; ++i) machine_->step();

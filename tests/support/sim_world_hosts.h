@@ -35,7 +35,7 @@ inline std::unique_ptr<migration::Guest> SimWorld::make_guest(SimHost& host, con
                             [&host](SimMachine& machine) {
                               if (host.machine == &machine) host.machine = nullptr;
                             }});
-  auto guest = sim_guest(config, base, std::move(made));
+  auto guest = guest_around(config, base, std::move(made));
   host.machine = &sim_machine(*guest);
   return guest;
 }

@@ -15,9 +15,9 @@
 #include "memory/template_format.h"
 #include "migration/generation_line.h"
 #include "net/pipe_stream.h"
-#include "support/daemon_fakes.h"
 #include "support/net_peer.h"
 #include "support/stored_template.h"
+#include "support/vm_services.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -26,16 +26,11 @@ using fvmm::testing::kTestMemoryBytes;
 
 constexpr std::chrono::seconds kWait{20};
 
-class RecoverTest : public ::testing::Test {
+class RecoverTest : public test::VmServices {
  protected:
   void SetUp() override {
     spdlog::default_logger_raw()->set_level(spdlog::level::off);
-    ledger_ = *SessionLedger::open(scratch_.path() / "sessions", 100);
-    registry_ = *Registry::open(scratch_.path(), *ledger_);
-    store_ = std::make_unique<memory::TemplateStore>(*memory::TemplateStore::open(scratch_.path() / "templates"));
-    pool_ = *WorkerPool::open(spawner_, {.per_recent_shape = 0});
-    supervisor_ = std::make_unique<Supervisor>(*registry_, stop_);
-    vms_ = std::make_unique<VmService>(*registry_, *pool_, *supervisor_, *store_, cpus_, false);
+    VmServices::SetUp();
     replicas_ = std::make_unique<Replicas>(*Replicas::open(scratch_.path() / "replicas", kGiB));
     stops_ = *ReplicaStops::open({.directory = scratch_.path() / "replica-stops", .tell = {}, .on_recovered = {}});
     ReplicationService::Options options;
@@ -46,11 +41,6 @@ class RecoverTest : public ::testing::Test {
     config_ = test::vm_record("web1", v1::VM_RUNNING, kTestMemoryBytes).config();
     request_.set_vm("web1");
     request_.set_source_is_dead(true);  // nobody listens at its address
-  }
-  void TearDown() override {
-    stop_.fire();
-    registry_->stop();
-    supervisor_->join();
   }
   [[nodiscard]] Id id() const { return *Id::from_bytes(config_.id()); }
   /// The source has replicated `config_` to here, under token 1: one more generation is sealed.
@@ -105,16 +95,6 @@ class RecoverTest : public ::testing::Test {
     EXPECT_FALSE(replicas_->unless_recovered(id(), 1, [] {}));
   }
 
-  test::ScratchDirectory scratch_;
-  StopSignal stop_;
-  test::FakeSpawner spawner_{scratch_.path() / "workers"};
-  std::unique_ptr<SessionLedger> ledger_;
-  std::unique_ptr<Registry> registry_;
-  std::unique_ptr<memory::TemplateStore> store_;
-  std::unique_ptr<WorkerPool> pool_;
-  std::unique_ptr<Supervisor> supervisor_;
-  CpuTemplates cpus_{scratch_.path() / "cpu-templates"};
-  std::unique_ptr<VmService> vms_;
   std::unique_ptr<Replicas> replicas_;
   std::unique_ptr<ReplicaStops> stops_;
   std::unique_ptr<ReplicationService> service_;

@@ -5,10 +5,8 @@
 
 #include "base/file.h"
 #include "daemon/migration_service.h"
-#include "daemon/supervisor.h"
 #include "daemon/template_service.h"
-#include "daemon/vm_service.h"
-#include "support/daemon_fakes.h"
+#include "support/vm_services.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -20,16 +18,11 @@ Deadline soon() {
   return Deadline::after(std::chrono::seconds(20));
 }
 
-class ServiceTest : public testing::Test {
+class ServiceTest : public test::VmServices {
  protected:
   void SetUp() override {
     ASSERT_TRUE(replace_file(kernel_, "ELF"));
-    ledger_ = *SessionLedger::open(scratch_.path() / "sessions", 100);
-    registry_ = *Registry::open(scratch_.path(), *ledger_);
-    store_ = std::make_unique<memory::TemplateStore>(*memory::TemplateStore::open(scratch_.path() / "templates"));
-    pool_ = *WorkerPool::open(spawner_, {.per_recent_shape = 0});
-    supervisor_ = std::make_unique<Supervisor>(*registry_, stop_);
-    vms_ = std::make_unique<VmService>(*registry_, *pool_, *supervisor_, *store_, cpus_, false);
+    VmServices::SetUp();
     templates_ = std::make_unique<TemplateService>(*registry_, *store_, nullptr);
     MigrationService::Options options;
     options.ask = [this](const v1::SessionRecord&) -> Result<v1::SessionAnswer> {
@@ -39,11 +32,6 @@ class ServiceTest : public testing::Test {
       return answer;
     };
     migrations_ = std::make_unique<MigrationService>(*registry_, *store_, stop_, std::move(options));
-  }
-  void TearDown() override {
-    stop_.fire();
-    registry_->stop();
-    supervisor_->join();
   }
   v1::CreateVmRequest request(const std::string& name, bool start) {
     v1::CreateVmRequest out;
@@ -95,19 +83,9 @@ class ServiceTest : public testing::Test {
     };
   }
 
-  test::ScratchDirectory scratch_;
   const std::string kernel_ = (scratch_.path() / "kernel").string();
   std::string peer_says_;
   std::atomic<int> progress_ = 0;
-  StopSignal stop_;
-  test::FakeSpawner spawner_{scratch_.path() / "workers"};
-  std::unique_ptr<SessionLedger> ledger_;
-  std::unique_ptr<Registry> registry_;
-  std::unique_ptr<memory::TemplateStore> store_;
-  std::unique_ptr<WorkerPool> pool_;
-  std::unique_ptr<Supervisor> supervisor_;
-  CpuTemplates cpus_{scratch_.path() / "cpu-templates"};
-  std::unique_ptr<VmService> vms_;
   std::unique_ptr<TemplateService> templates_;
   std::unique_ptr<MigrationService> migrations_;
 };
