@@ -37,7 +37,7 @@ Result<AdmissionSnapshot> PeerListener::snapshot(const v1::PeerHello& hello) con
   AdmissionSnapshot host;
   for (const VmView& vm : context_.registry.list()) {
     const std::uint64_t token = std::max(vm.record.fencing_token(), vm.info.fencing_token());
-    host.vms.push_back({vm.id, vm.record.config().name(), vm.state(), token, vm.record.moved_to()});
+    host.vms.push_back({vm.id, vm.record.config().name(), vm.state(), token, vm.moved_to()});
     if (vm.state() == v1::VM_INCOMING) host.incoming_bytes += vm.record.config().memory_bytes();
   }
   host.memory = FVMM_TRY(read_host_memory());

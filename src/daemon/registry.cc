@@ -12,9 +12,16 @@ namespace fvmm::daemon {
 
 namespace fs = std::filesystem;
 
+bool VmView::worker_decides() const {
+  return record.state() != v1::VM_UNSETTLED && worker && info.state() != v1::VM_STATE_NONE;
+}
+
 v1::VmState VmView::state() const {
-  if (record.state() == v1::VM_UNSETTLED || !worker || info.state() == v1::VM_STATE_NONE) return record.state();
-  return info.state();
+  return worker_decides() ? info.state() : record.state();
+}
+
+std::string VmView::moved_to() const {
+  return worker_decides() ? info.moved_to() : record.moved_to();
 }
 
 v1::VmInfo to_info(const VmView& view) {
@@ -25,7 +32,7 @@ v1::VmInfo to_info(const VmView& view) {
   if (out.detail().empty() && !view.busy.empty()) out.set_detail(view.busy + " is under way");
   *out.mutable_template_() = view.record.template_();
   out.set_fencing_token(std::max(view.record.fencing_token(), view.info.fencing_token()));
-  out.set_moved_to(view.record.moved_to());
+  out.set_moved_to(view.moved_to());
   out.set_start_ms(view.start_ms);
   if (!view.worker) return out;
   out.set_worker_pid(view.worker->pid());

@@ -42,6 +42,11 @@ struct VmView {
 
   /// The worker's word while it lives, else the record's; unsettled if either says so.
   [[nodiscard]] v1::VmState state() const;
+  /// Where it went, from whoever says that it moved; empty otherwise.
+  [[nodiscard]] std::string moved_to() const;
+
+ private:
+  [[nodiscard]] bool worker_decides() const;
 };
 
 v1::VmInfo to_info(const VmView& view);

@@ -98,7 +98,7 @@ Status PeerListener::answer_vm_query(net::Channel& channel, const v1::PeerHello&
   if (!here) {
     answer.set_outcome("refused");
   } else if (here->state() == v1::VM_MOVED) {
-    const std::string& to = here->record.moved_to();
+    const std::string to = here->moved_to();
     answer.set_outcome(to == hello.from() ? "refused" : "started");  // the asker knows best whether it has it
     answer.set_detail("moved to " + to);
   } else if (here->state() == v1::VM_UNSETTLED || here->state() == v1::VM_INCOMING || !here->busy.empty()) {

@@ -26,7 +26,7 @@ Result<Claim> VmService::claim_recovered(const v1::VmConfig& config, std::uint64
   if (state == v1::VM_MOVED && here.record.fencing_token() > token_seen) {
     return Error(Errc::kFailedPrecondition,
                  fmt::format("VM {} has run here since that generation was taken, and moved to {}: look there",
-                             config.name(), here.record.moved_to()));
+                             config.name(), here.moved_to()));
   }
   const bool rests = state == v1::VM_MOVED || state == v1::VM_LOST || state == v1::VM_STOPPED ||
                      state == v1::VM_FAILED || state == v1::VM_CREATED;

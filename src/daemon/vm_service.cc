@@ -29,8 +29,7 @@ Status check_startable(const VmView& vm) {
     case v1::VM_PAUSED:
       return Error(Errc::kFailedPrecondition, fmt::format("VM {0} is paused: \"vm resume {0}\"", name));
     case v1::VM_MOVED:
-      return Error(Errc::kFailedPrecondition,
-                   fmt::format("VM {} moved to {} and runs there", name, vm.record.moved_to()));
+      return Error(Errc::kFailedPrecondition, fmt::format("VM {} moved to {} and runs there", name, vm.moved_to()));
     default:
       return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}", name, state_text(state)));
   }

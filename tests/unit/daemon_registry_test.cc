@@ -125,6 +125,25 @@ TEST_F(RegistryTest, WatchOfAWorkerTheVmHasLeftGetsNoClaim) {
   EXPECT_FALSE(registry_->note(id, *process, v1::WorkerInfo()));
 }
 
+TEST_F(RegistryTest, VmThatIsShownAsMovedIsShownWithItsPlace) {
+  const auto record = vm_record("web1", v1::VM_RUNNING);
+  const Id id = *Id::from_bytes(record.config().id());
+  const test::SleepingChild child;
+  const auto process = *WorkerProcess::of(child.pid(), scratch_.path() / "w.sock", Shape{64 * kMiB, 1});
+  Claim claim = add(record);
+  claim.attach(process, v1::WorkerInfo(), 0);
+  v1::WorkerInfo info;
+  info.set_state(v1::VM_MOVED);
+  info.set_moved_to("10.0.0.2:7444");
+  ASSERT_TRUE(registry_->note(id, *process, info));
+  // The worker's word stands before anybody has written it down.
+  const v1::VmInfo shown = to_info(*registry_->find(id));
+  EXPECT_EQ(shown.state(), v1::VM_MOVED);
+  EXPECT_EQ(shown.moved_to(), "10.0.0.2:7444");
+  ASSERT_TRUE(claim.change([](v1::VmRecord& known) { known.set_state(v1::VM_UNSETTLED); }));
+  EXPECT_EQ(to_info(*registry_->find(id)).moved_to(), "") << "then the record has the last word, in both";
+}
+
 TEST_F(RegistryTest, RemovedVmLeavesNothingButItsSettledSession) {
   const auto record = vm_record("web1", v1::VM_STOPPED);
   const auto session = session_record(record, v1::ROLE_MAY_START, v1::OUTCOME_STARTED);
