@@ -259,6 +259,8 @@ class VirtioFuzz {
       damaged.bytes.at(input.below(damaged.bytes.size())) = static_cast<std::byte>(input.take<std::uint8_t>());
     }
     const bool loaded = device.load(damaged).ok();
+    if (loaded && kind_.keeps_own) damaged = device.save();
+    FVMM_CHECK(!loaded || device.load(damaged).ok(), "what was loaded can be saved and loaded");
     FVMM_CHECK(device.save().bytes == (loaded ? damaged.bytes : before.bytes), "a load is all or nothing");
     FVMM_CHECK(device.load(before).ok(), "what was saved can be loaded");
     each([](FuzzMachine& machine) { machine.resume(); });

@@ -28,6 +28,7 @@ struct VirtioKind {
   unsigned queue;              // takes a request of one buffer, at once and always
   std::uint16_t buffer_flags;  // device-writable or not
   bool threaded = false;       // serves on a thread of its own: two of them differ in timing
+  bool keeps_own = false;      // of another VM's state it takes all but what makes it itself (a MAC address)
 };
 
 /// A raw disk of zeros that nobody else sees.
@@ -68,7 +69,8 @@ inline const std::vector<VirtioKind>& virtio_kinds() {
        .make = [](devices::OutputSink&) { return net_over_a_wire(); },
        .queue = 1,
        .buffer_flags = 0,
-       .threaded = true},
+       .threaded = true,
+       .keeps_own = true},
       {.name = "threaded",
        .make = [](devices::OutputSink&) { return std::make_unique<ThreadedDevice>(); },
        .queue = 0,
