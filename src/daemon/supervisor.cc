@@ -18,9 +18,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::chrono::hours kWatchRenewal{1};    // every wait has an end; the watch then asks again
-constexpr std::chrono::seconds kEndWait{1};       // between the end of a watch stream and the next try
-constexpr std::chrono::seconds kRecordRetry{10};  // after a record that the disk did not take
+constexpr std::chrono::hours kWatchRenewal{1};        // every wait has an end; the watch then asks again
+constexpr std::chrono::seconds kEndWait{1};           // between the end of a watch stream and the next try
+constexpr std::chrono::milliseconds kDyingWait{500};  // its sockets close before its pidfd becomes readable
+constexpr std::chrono::seconds kRecordRetry{10};      // after a record that the disk did not take
 constexpr std::uint64_t kWorkerLogKept = 64 * kKiB;
 
 /// The process listening on a Unix socket; 0 when nobody does. unix(7), SO_PEERCRED of a connected client.
@@ -206,8 +207,8 @@ bool Supervisor::on_end(const Id& id, WorkerProcess& worker) {
     claim->note(known);
     return false;
   }
-  claim->detach();
   worker.remove_files();
+  claim->detach();  // seen as ended from here on: nothing but the claim's end is left
   return true;
 }
 
@@ -241,7 +242,7 @@ Status Supervisor::adopt(const fs::path& socket) {
   if (!worker && worker.error().code() == Errc::kNotFound) return {};
   if (!worker) return std::move(worker.error());
   if (!info) {
-    if (!(*worker)->alive()) return {};
+    if ((*worker)->wait_exit(Deadline::after(kDyingWait))) return {};
     return Error(
         Errc::kUnavailable,
         fmt::format("worker {} at {} does not answer ({}) and may run a guest: let it come back, or end it with "

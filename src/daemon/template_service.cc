@@ -13,6 +13,11 @@
 #include "vmm/disk_config.h"
 
 namespace fvmm::daemon {
+namespace {
+
+constexpr std::chrono::seconds kInfoWait{10};
+
+}  // namespace
 
 v1::TemplateInfo to_proto(const memory::TemplateInfo& info) {
   v1::TemplateInfo out;
@@ -72,7 +77,7 @@ Result<v1::TemplateInfo> TemplateService::capture(const v1::CreateTemplateReques
   if (store_.find(request.name())) {
     return Error(Errc::kAlreadyExists, fmt::format("a template named {} exists", request.name()));
   }
-  const Claim claim = FVMM_TRY(registry_.claim(request.vm(), fmt::format("template create {}", request.name())));
+  Claim claim = FVMM_TRY(registry_.claim(request.vm(), fmt::format("template create {}", request.name())));
   const VmView vm = claim.view();
   if (!vm.worker || (vm.state() != v1::VM_RUNNING && vm.state() != v1::VM_PAUSED)) {
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}: a template is taken of a running or paused VM",
@@ -84,7 +89,10 @@ Result<v1::TemplateInfo> TemplateService::capture(const v1::CreateTemplateReques
   work.set_store_directory(store_.directory().string());
   work.set_engine(request.engine());
   work.set_test_hook(request.test_hook());
-  return vm.worker->client()->create_template(work, deadline);
+  v1::TemplateInfo made = FVMM_TRY(vm.worker->client()->create_template(work, deadline));
+  // Whoever looks after the answer sees what it stands on now; its watch may say so later.
+  if (const auto now = vm.worker->client()->info(Deadline::after(kInfoWait))) claim.note(*now);
+  return made;
 }
 
 Result<v1::TemplateList> TemplateService::list() const {
@@ -147,7 +155,6 @@ Result<v1::TemplateInfo> TemplateService::import(const v1::ImportRequest& reques
 }
 
 Result<v1::TemplateRef> live_base(const VmView& vm) {
-  constexpr std::chrono::seconds kInfoWait{10};
   if (!vm.worker)
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is not running", vm.record.config().name()));
   return FVMM_TRY(vm.worker->client()->info(Deadline::after(kInfoWait))).template_();

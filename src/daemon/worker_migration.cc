@@ -114,10 +114,6 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
     (void)call.send(event);  // nobody watching is fine
   };
   migration::TcpTransport transport(FVMM_TRY(net::Endpoint::parse(wanted.to())));
-  board_.change([&](v1::WorkerInfo& info) {
-    info.set_detail(fmt::format("migrating to {}", wanted.to()));
-    if (info.state() == before) info.set_state(v1::VM_MIGRATING);
-  });
   options.by_way_back = plan.mode != migration::Mode::kPrecopy && migration::may_go_by_way_back(guest, wanted.to());
   if (options.by_way_back) options.why_mode = plan.why + "; against what the peer kept of it, the way back";
   migration::SourceState ended{};
@@ -159,12 +155,17 @@ v1::MigrateResult Worker::run_session(migration::Guest& guest, migration::Source
                                       migration::Transport& transport, migration::SourceState& ended) {
   const bool on_template = options.mode != migration::Mode::kPrecopy && !guest.base.id().empty();
   const bool by_way_back = options.by_way_back;
+  const std::string to = options.peer;
   migration::FileJournal journal(vm_directory_);
   const auto session = std::make_shared<migration::SourceSession>(guest, std::move(options), transport, journal);
   {
     const std::lock_guard lock(session_mutex_);
     source_ = session;
   }
+  board_.change([&](v1::WorkerInfo& info) {  // whoever sees it can cancel it
+    info.set_detail(fmt::format("migrating to {}", to));
+    if (info.state() == before_migration_) info.set_state(v1::VM_MIGRATING);
+  });
   const ScopeExit forget([this] {
     const std::lock_guard lock(session_mutex_);
     left_ = {source_->id(), source_->state()};

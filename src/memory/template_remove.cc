@@ -60,8 +60,12 @@ Status TemplateStore::remove(const std::string& name) {
   const std::string context = fmt::format("remove template \"{}\"", name);
   const UniqueFd directory = FVMM_TRY(open_file(path, O_RDONLY | O_DIRECTORY), context);
   if (!is_template(directory.get())) return Error(Errc::kNotFound, context + ": not a template");
-  const UniqueFd pin = FVMM_TRY(lock_for_removal(directory.get(), path), context);
+  const auto pin = lock_for_removal(directory.get(), path);
   const Result<Inspected> seen = inspect(directory.get(), path);
+  if (!pin && pin.error().code() == Errc::kFailedPrecondition) {  // a delta on it says more than its pins do
+    FVMM_TRY(check_no_descendant(directory_, seen, name), context);
+  }
+  if (!pin) return Error(pin.error()).with(context);
   FVMM_TRY(check_no_descendant(directory_, seen, name), context);
   const fs::path trash = directory_ / (std::string(kTrashPrefix) + Id::random().hex());
   if (::rename(path.c_str(), trash.c_str()) != 0) {

@@ -91,9 +91,9 @@ void Replication::stop() {
 }
 
 v1::ReplicaStatus Replication::status() const {
-  const BufferFigures figures = buffer_->figures();
   const std::lock_guard lock(mutex_);
   v1::ReplicaStatus now = status_;
+  const BufferFigures figures = buffer_->figures();  // after status_: nothing is sent before it is captured
   const auto lag = std::chrono::steady_clock::now() - sealed_instant_;
   now.set_pages_captured(figures.pages_in);
   now.set_buffer_bytes(figures.bytes);

@@ -154,6 +154,7 @@ TEST_F(DaemonDisks, ARefusedHandOverGivesTheDisksBack) {
     EXPECT_EQ(a_->state("web"), "running");
     EXPECT_TRUE(disk_guest_goes_on(*a_, "web"));
     EXPECT_FALSE(is_free(file));
+    EXPECT_TRUE(wait_until([&] { return b_->state("web").empty() && b_->workers().empty(); })) << "the refused replica";
   }
   ASSERT_NO_FATAL_FAILURE(migrate(*a_, *b_, "suspend"));
   EXPECT_TRUE(disk_guest_goes_on(*b_, "web"));
@@ -166,6 +167,7 @@ TEST_F(DaemonDisks, AVmThatIsForcedToStartTakesItsDisksFirst) {
   ASSERT_NO_FATAL_FAILURE(migrate(*a_, *b_, "suspend", "peer-kill:run", 4));
   EXPECT_EQ(a_->state("web"), "unsettled");
   expect_refused(create(*a_, "thief", {disk}, true), "is in use by VM web, which is unsettled");
+  ASSERT_TRUE(wait_until([&] { return b_->state("web") == "unsettled" && b_->workers().empty(); }));
   ASSERT_EQ(create(*b_, "thief", {disk + ",readonly"}, true).code, 0);
   const Ctl forced = a_->ctl({"migrate", "resolve", "web", "--force-start-here"});
   expect_refused(forced, "may run elsewhere");

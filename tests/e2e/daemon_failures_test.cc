@@ -78,7 +78,7 @@ TEST_F(DaemonFailures, SourceThatMissesStartedAsksAndCompletes) {
 TEST_F(DaemonFailures, GuestTooFastForPrecopyStaysUntouchedAndTheErrorHasNumbers) {
   ASSERT_TRUE(boot_workload(*a_, "web", "128M", "seed=7 ws=64 rate=1000000"));
   const Ctl failed = a_->ctl(
-      {"migrate", "web", "--to", b_->listen(), "--mode", "precopy", "--max-downtime", "1us", "--timeout", "8s",
+      {"migrate", "web", "--to", b_->listen(), "--mode", "precopy", "--max-downtime", "1us", "--timeout", "20s",
        "--test-hook", "delay:round"});  // a round shorter than the guest's step to its next page would find none
   EXPECT_EQ(failed.code, 1) << failed;
   EXPECT_EQ(failed.text("result"), "aborted") << failed;
@@ -134,7 +134,7 @@ TEST_F(DaemonFailures, TimeoutAbortsAtTheSource) {
 // The guest is paused when the peer falls silent: it must not wait longer than it was told to.
 TEST_F(DaemonFailures, PeerThatStallsInThePauseGivesTheGuestBackAtTheDeadline) {
   ASSERT_TRUE(boot_workload(*a_, "web"));
-  const Ctl late = a_->ctl({"migrate", "web", "--to", b_->listen(), "--mode", "suspend", "--timeout", "2s",
+  const Ctl late = a_->ctl({"migrate", "web", "--to", b_->listen(), "--mode", "suspend", "--timeout", "6s",
                             "--test-hook", "peer-stall:load"});
   EXPECT_EQ(late.code, 1) << late;
   EXPECT_EQ(late.text("result"), "aborted") << late;

@@ -13,7 +13,7 @@ class DaemonMigrate : public TwoHostsWithWeb {
     return from.ctl(words);
   }
   void expect_moved(Host& from, Host& to) {
-    EXPECT_EQ(to.state("web"), "running");
+    EXPECT_TRUE(wait_until([&] { return to.state("web") == "running"; })) << to.state("web");
     EXPECT_EQ(from.state("web"), "moved");
     EXPECT_EQ(Host::text(from.vm("web"), "moved_to"), to.listen());
     EXPECT_TRUE(wait_until([&] { return from.workers().empty(); })) << "its worker ends once it has kept the way back";
@@ -193,7 +193,7 @@ TEST_F(DaemonMigrate, PausedGuestArrivesPausedAndGoesOnWhenResumed) {
     Host& to = &from == a_ ? *b_ : *a_;
     const Ctl moved = migrate(from, to, {"--mode", mode});
     ASSERT_EQ(moved.code, 0) << moved;
-    EXPECT_EQ(to.state("web"), "paused");
+    ASSERT_TRUE(wait_until([&] { return to.state("web") == "paused"; })) << to.state("web");
     EXPECT_EQ(from.state("web"), "moved");
     EXPECT_EQ(cluster_.runners("web"), 0);
   }

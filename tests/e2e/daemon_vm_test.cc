@@ -174,7 +174,7 @@ TEST_F(VmTest, AGuestThatPowersOffIsStoppedAndCanStartAgain) {
 
   EXPECT_TRUE(becomes("web", "stopped"));
 
-  EXPECT_NE(host().serial("web").find("QUIT step="), std::string::npos);
+  EXPECT_TRUE(host().serial_contains("web", "QUIT step="));
   EXPECT_TRUE(console.leave());
   EXPECT_TRUE(wait_until([&] { return host().workers().size() == 1; })) << "its worker has ended";
   EXPECT_TRUE(host().verified_after_now("other"));

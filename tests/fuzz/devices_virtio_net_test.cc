@@ -18,6 +18,7 @@ using namespace virtio;
 
 constexpr std::chrono::seconds kWait{30};
 constexpr unsigned kQueues = 3;
+constexpr std::uint16_t kRoomPages = 17;    // for the largest frame
 constexpr std::uint64_t kTable = 6 * kMiB;  // of indirect descriptors
 constexpr Mac kOwn{2, 0x11, 0x22, 0x33, 0x44, 0x55};
 
@@ -53,13 +54,15 @@ class NetFuzz {
     start();
     testing::VirtioDriver driver(*device_, *memory_);
     driver.start(net_->features());
-    driver.describe(0, 0, {.address = kTable, .bytes = 4096, .flags = kDescriptorWrite});
-    driver.offer(0, 0);
+    for (std::uint16_t i = 0; i < kRoomPages; ++i) {  // one of the largest may wait from before
+      driver.describe(0, i, {.address = kTable + 4096ULL * i, .bytes = 4096, .flags = kDescriptorWrite});
+      driver.offer(0, i);
+    }
     driver.notify(0);
     wire_->push(testing::frame_to(kOwn, 100));
     const Deadline deadline = Deadline::after(kWait);
     while (driver.used_index(0) == 0 && !deadline.passed()) std::this_thread::yield();
-    EXPECT_EQ(driver.used_index(0), 1U);
+    EXPECT_GE(driver.used_index(0), 1U);
     EXPECT_GT(served_, 0U) << "no request was ever answered: this tests nothing";
   }
 

@@ -162,7 +162,11 @@ TEST_F(TrackingVm, ATemplateOfAScanningGuestOnTheZeroTemplateRuns) {
   testing::ImageSink image(kPages);
   auto since = dirty().add_reader();
   since->put_back(guest_->since_base->pending());
-  const auto taken = migration::chase(*guest_->machine, *since, image);
+  auto taken = migration::chase(*guest_->machine, *since, image);
+  for (int i = 0; i < 20 && !taken && taken.error().code() == Errc::kResourceExhausted;
+       ++i) {  // too fast for this host
+    taken = migration::chase(*guest_->machine, *since, image);
+  }
   ASSERT_TRUE(taken.ok()) << taken.error().message();
   EXPECT_EQ(test::verified(vm()), "") << "the guest itself";
   ASSERT_TRUE(vm().pause().ok());
@@ -185,12 +189,13 @@ TEST_F(TrackingVm, TheTouchingGuestTouchesWhatItIsToldTo) {
   for (const auto& [letter, word] : {std::pair{"r", "READ"}, {"w", "WROTE"}, {"c", "COLD"}}) {
     ASSERT_TRUE(touch.dirty().harvest().ok());
     since->reset();
+    const std::size_t from = touch.serial_output()->recent().size();
     test::type(touch, letter);
-    const std::string said = test::wait_for_output(touch, std::string(word) + " pages=");
+    std::string said = test::wait_for_output(touch, "ns_page=", from);  // the last of its line's fields
+    said.erase(0, said.find(word, from));
     std::uint64_t pages = 0;
-    ASSERT_EQ(std::sscanf(said.c_str() + said.find(word), "%*s pages=%lu us=", &pages), 1) << said;
+    ASSERT_EQ(std::sscanf(said.c_str(), "%*s pages=%lu us=", &pages), 1) << said;
     EXPECT_GT(pages, kPages / 3) << "half of what is free";
-    test::wait_for_output(touch, "ns_page=", said.find(word));
     ASSERT_TRUE(touch.dirty().harvest().ok());
     const std::uint64_t written = since->pending().count();
     if (letter == std::string("r")) {

@@ -69,7 +69,7 @@ class DaemonLinux : public ::testing::Test {
     ASSERT_EQ(moved.code, 0) << moved;
     std::cout << mode << ": downtime " << moved.number("downtime_ms") << " ms, duration " << moved.number("duration_ms")
               << " ms, pages " << moved.number("pages_sent") << std::endl;
-    EXPECT_EQ(to.state("tux"), "running");
+    EXPECT_TRUE(wait_until([&] { return to.state("tux") == "running"; })) << to.state("tux");
     EXPECT_EQ(from.state("tux"), "moved");
     EXPECT_TRUE(linux_goes_on(to, "tux", cpus_));
   }

@@ -17,7 +17,6 @@ Scenario quick(std::uint64_t seed) {
   spdlog::set_level(spdlog::level::off);  // thousands of failures, all wanted
   Scenario scenario;
   scenario.seed = seed;
-  scenario.destination_waits.connections = std::chrono::milliseconds(300);
   return scenario;
 }
 

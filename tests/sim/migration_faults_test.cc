@@ -16,7 +16,6 @@ Scenario quick() {
   spdlog::set_level(spdlog::level::off);
   Scenario scenario;
   scenario.seed = sim_seed();
-  scenario.destination_waits.connections = std::chrono::milliseconds(500);
   return scenario;
 }
 
@@ -250,7 +249,7 @@ TEST(MigrationStall, StartedThatDoesNotComeIsAskedFor) {
     dry.run();
     before_started = dry.peer().backward(0).sent.at(1);
   }
-  scenario.source_waits.answer = std::chrono::seconds(1);
+  scenario.source_waits.answer = std::chrono::seconds(5);
   scenario.link = [&](unsigned number) -> Result<LinkScript> {
     LinkScript script;
     if (number == 0) script.backward.stall_after_bytes = before_started;

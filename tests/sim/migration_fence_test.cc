@@ -65,7 +65,6 @@ TEST_P(FencedAt, NothingIsCommittedAndNobodyRuns) {
   Scenario scenario;
   scenario.seed = sim_seed();
   scenario.mode = mode;
-  scenario.destination_waits.connections = std::chrono::milliseconds(200);  // of a source that makes none
   migration::Machine* machine = nullptr;
   scenario.source_step = [&, at = at](std::string_view step) -> Status {
     return step == at ? machine->fence(kWhy) : Status{};

@@ -19,7 +19,6 @@ Scenario quick(Mode mode, std::uint64_t seed) {
   scenario.seed = seed;
   scenario.mode = mode;
   scenario.connections = 2;
-  scenario.destination_waits.connections = std::chrono::milliseconds(500);  // a source that gives up after READY
   return scenario;
 }
 

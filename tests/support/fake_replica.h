@@ -192,7 +192,7 @@ class FakeReplication {
 
  private:
   const Options options_;
-  TempDir directory_;
+  TempDir directory_{"/dev/shm"};  // every seal has a dozen fsyncs
   ReplicaPeer peer_;
   std::optional<memory::OpenTemplate> opened_;
   std::mutex guest_mutex_;

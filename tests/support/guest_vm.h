@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "support/heartbeats.h"
 #include "support/kvm.h"
@@ -114,22 +115,36 @@ inline std::size_t type(vmm::Vm& vm, const std::string& text) {
   return vm.serial_input(std::as_bytes(std::span(text)));
 }
 
-/// Waits for one more line with this prefix than there are now; that line. Empty (and a failure) at the deadline.
+/// The whole lines that the guest printed from byte `from` of its output on, as far as the ring (64 KiB) still has
+/// them.
+struct PrintedLines {
+  std::vector<std::string> lines;
+  std::uint64_t end = 0;  // just behind the last of them
+};
+inline PrintedLines printed_since(vmm::Vm& vm, std::uint64_t from) {
+  PrintedLines printed;
+  std::string all;
+  std::uint64_t total = 0;
+  do {  // the text and where it ends, of one moment
+    total = vm.serial_output()->total_bytes();
+    all = vm.serial_output()->recent();
+  } while (total != vm.serial_output()->total_bytes());
+  const std::uint64_t begin = total - all.size();
+  all.resize(all.rfind('\n') + 1);
+  printed.end = begin + all.size();
+  std::istringstream lines(all.substr(std::min<std::uint64_t>(all.size(), std::max(from, begin) - begin)));
+  for (std::string line; std::getline(lines, line);) printed.lines.push_back(line);
+  return printed;
+}
+
+/// Waits for one more line with this prefix; that line. Empty (and a failure) at the deadline.
 inline std::string wait_for_next(vmm::Vm& vm, const std::string& prefix) {
-  const auto lines_of = [&] {
-    const std::string all = vm.serial_output()->recent();
-    std::vector<std::string> found;
-    std::istringstream lines(all.substr(0, all.rfind('\n') + 1));
-    for (std::string line; std::getline(lines, line);) {
-      if (line.starts_with(prefix)) found.push_back(line);
-    }
-    return found;
-  };
-  const std::size_t before = lines_of().size();
+  const std::uint64_t from = printed_since(vm, 0).end;
   const Deadline deadline = Deadline::after(std::chrono::seconds(60));
   while (!deadline.passed()) {
-    const auto now = lines_of();
-    if (now.size() > before) return now[before];
+    for (const std::string& line : printed_since(vm, from).lines) {
+      if (line.starts_with(prefix)) return line;
+    }
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   ADD_FAILURE() << "no further \"" << prefix << "\" in: " << vm.serial_output()->recent();

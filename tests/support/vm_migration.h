@@ -128,6 +128,7 @@ inline v1::MigrateResult migrate(std::unique_ptr<migration::Guest>& guest, migra
   options.from = "here:0";
   options.connections = connections;
   options.max_downtime = std::chrono::milliseconds(50);
+  options.allow_throttle = true;  // a slow host ends too
   options.on_step = std::move(on_step);
   testing::FakeJournal journal(std::make_shared<testing::FakeDisk>());
   v1::MigrateResult result;

@@ -63,6 +63,10 @@ class PeerTest : public testing::Test {
     const auto channel = say(hello);
     return hear(*channel);
   }
+  /// "unknown" while an arrival is still ending here: then a peer asks again.
+  bool answered(const std::string& outcome) {
+    return test::eventually([&] { return query(hello_.session()).outcome() == outcome; });
+  }
   v1::SessionAnswer query(const std::string& session) {
     v1::PeerHello question;
     question.set_version(migration::kPeerVersion);
@@ -184,10 +188,10 @@ TEST_F(PeerTest, VmThatComesInRunsHereAndIsWatched) {
   ASSERT_TRUE(test::eventually([&] { return rests("web1", v1::VM_RUNNING); }));
   EXPECT_EQ(registry_->find("web1")->record.state(), v1::VM_RUNNING);
   EXPECT_EQ(registry_->find("web1")->record.fencing_token(), 2U);
-  EXPECT_EQ(query(hello_.session()).outcome(), "started");
+  EXPECT_TRUE(answered("started"));
   spawner_.worker(0).end();
   EXPECT_TRUE(test::eventually([&] { return rests("web1", v1::VM_LOST); }));
-  EXPECT_EQ(query(hello_.session()).outcome(), "started");  // also when the worker is gone
+  EXPECT_TRUE(answered("started"));  // also when the worker is gone
 }
 
 TEST_F(PeerTest, SecondVmOfThatNameIsRejectedBeforeAWorkerIsTaken) {
@@ -221,7 +225,7 @@ TEST_F(PeerTest, FailedArrivalLeavesNothingAndIsAnsweredAsRefused) {
       });
   const auto channel = say(hello_);
   ASSERT_TRUE(test::eventually([&] { return spawner_.spawned() == 1 && !registry_->find("web1"); }));
-  EXPECT_EQ(query(hello_.session()).outcome(), "refused");
+  EXPECT_TRUE(answered("refused"));
   EXPECT_EQ(ask(hello_).kind(), v1::PEER_REJECTED);  // this session can never come in again
   EXPECT_FALSE(std::filesystem::exists(scratch_.path() / "vms" / Id::from_bytes(hello_.vm().id())->hex()));
 }

@@ -143,8 +143,11 @@ TEST_F(Console, EmittedBytesAreInTheLogAfterFlush) {
 }
 
 TEST_F(Console, LogIsAppendedToWhenTheVmStartsAgain) {
-  make()->emit(bytes_of("one"));
-  make()->emit(bytes_of("two"));
+  for (const char* const text : {"one", "two"}) {
+    const auto output = make();
+    output->emit(bytes_of(text));
+    ASSERT_TRUE(output->flush(soon()).ok());
+  }
   EXPECT_EQ(log_text(), "onetwo");
 }
 

@@ -1,5 +1,6 @@
 // How a channel ends: deadline, cancel, a peer that goes away.
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 
@@ -39,6 +40,8 @@ TEST(ChannelEnd, ReceiveDeadlineBreaksTheStream) {
   auto [client, server] = tcp_pair();
   const std::array<std::byte, 3> out{};
   ASSERT_TRUE(client->send(std::span(out), soon()).ok());
+  pollfd there{.fd = server->fd(), .events = POLLIN, .revents = 0};
+  ASSERT_EQ(::poll(&there, 1, 20'000), 1);
   std::array<std::byte, 10> in{};
   const auto late = server->receive(std::span(in), Deadline::after(milliseconds(5)));
   ASSERT_FALSE(late.ok());
