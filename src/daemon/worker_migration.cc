@@ -174,8 +174,8 @@ v1::MigrateResult Worker::run_session(migration::Guest& guest, migration::Source
   v1::MigrateResult result = session->run();
   ended = session->state();
   if (ended == migration::SourceState::kDone && on_template) {
-    departed_.emplace(
-        Departed{session->id(), session->final_state(), session->take_way_back(), by_way_back, session->base_digest()});
+    departed_.emplace(migration::Departed{session->id(), session->final_state(), session->take_way_back(), by_way_back,
+                                          session->base_digest()});
   }
   return result;
 }

@@ -20,7 +20,7 @@
 #include "migration/replication.h"
 #include "migration/source.h"
 #include "migration/vm_machine.h"
-#include "migration/way_back.h"
+#include "migration/way_back_talk.h"
 #include "proto/worker.pb.h"
 
 namespace fvmm::daemon {
@@ -76,9 +76,7 @@ class Worker {
 
   // worker_way_back.cc
   Result<v1::TemplateInfo> seal_way_back(const v1::WorkerSealRequest& request);
-  Status check_departed(const migration::Guest& guest);
   void agree_on_way_back();
-  Status agree(net::Stream& stream, migration::ArrivedPages arrived);
   Status when_guest_rests(const std::string& what, const std::function<Status(migration::Guest&)>& work);
 
   // worker_migration.cc
@@ -116,14 +114,7 @@ class Worker {
   std::map<std::uint64_t, std::array<std::byte, kPageBytes>> captured_;  // test hook; with the guest in hand
   std::string vm_directory_;                                             // set with the guest
   v1::VmState before_migration_ = v1::VM_RUNNING;                        // with the guest in hand
-  struct Departed {
-    Id session;
-    v1::MachineState state;
-    std::unique_ptr<net::Stream> way_back;  // null: an older peer
-    bool by_way_back = false;               // the pages that travelled were against that, not the template
-    memory::Digest base;                    // of what they were against
-  };
-  std::optional<Departed> departed_;  // with the guest in hand: it has left, against a template that we have
+  std::optional<migration::Departed> departed_;  // with the guest in hand: it has left, against a template that we have
   std::mutex session_mutex_;
   std::shared_ptr<migration::SourceSession> source_;  // session_mutex_; while one is under way
   struct Left {

@@ -14,8 +14,8 @@
 #include "base/pause_guard.h"
 #include "daemon/template_service.h"
 #include "daemon/worker_process.h"
-#include "daemon/worker_seal.h"
 #include "memory/instant_copy.h"
+#include "memory/seal_pages.h"
 #include "memory/write_protect.h"
 #include "migration/capture.h"
 #include "migration/cow.h"
@@ -103,7 +103,7 @@ class TemplateOfGuest {
     memory::TemplateWriter writer = FVMM_TRY(begin_whole(store));
     memory::Bitmap pages = guest_.since_base->pending();
     if (!guest_.base.id().empty()) pages.set_all();  // a base generation is whole: what the old base holds goes in, too
-    return seal_pages(writer, pages, ram, state);
+    return memory::seal_pages(writer, pages, ram, state);
   }
 
   // On the zero template a base, else a delta over what the VM runs on.
@@ -131,8 +131,8 @@ class TemplateOfGuest {
     FVMM_TRY(staged.settle(), "captured pages");
     if (on_step_) FVMM_TRY(on_step_("seal"));
     FVMM_TRY(guest_.machine->fenced());
-    if (writer.capture_file() < 0) return seal_pages(writer, taken.pages, staged, taken.state);
-    for (const memory::PageRange& range : taken.pages.ranges(kTemplateChunkPages)) {
+    if (writer.capture_file() < 0) return memory::seal_pages(writer, taken.pages, staged, taken.state);
+    for (const memory::PageRange& range : taken.pages.ranges(memory::kTemplateChunkPages)) {
       FVMM_TRY(writer.add_captured(range.first, staged.pages(range)));
     }
     FVMM_TRY(writer.set_machine_state(taken.state));
