@@ -66,6 +66,7 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
         dirty_(kSimPages, this, memory_->device_marks()),
         written_(kSimPages),
         cleared_late_(kSimPages),
+        seen_early_(kSimPages),
         plant_(plan.plant),
         pages_per_step_(plan.pages_per_step),
         pages_written_(plan.pages_written),
@@ -200,7 +201,7 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
   /// The guest may write before, and again after, the moment at which the log is taken.
   Status harvest(memory::Bitmap& out) override {
     hooks_.alive();
-    out.merge(written_);
+    out.merge(plant_ == SimPlant::kLogReadEarly ? std::exchange(seen_early_, written_) : written_);
     if (plant_ == SimPlant::kLateClear) {
       cleared_late_ = written_;
       clear_in_ = 3;
@@ -216,6 +217,7 @@ class SimMachine final : public migration::Machine, private memory::DirtySource 
   memory::DirtyTracker dirty_;
   memory::Bitmap written_;
   memory::Bitmap cleared_late_;
+  memory::Bitmap seen_early_;
   int clear_in_ = 0;
   bool clock_is_due_ = false;
   const SimPlant plant_;

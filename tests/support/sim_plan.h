@@ -24,6 +24,9 @@ enum class SimPlant {
   kAckBeforeSealed,    // SEALED is said when the generation is only held
   kSealNotDurable,     // the store's fsync does nothing
   kFencingNotDurable,  // the record of a recovery is not synced
+  // Of the way back:
+  kLogReadEarly,    // what the log says of a page is older than what is hashed of it
+  kCompareSkipped,  // the source keeps what left without asking whether the peer has the same
   // Of the registry:
   kVmRecordNotDurable,  // what the destination writes of a VM that comes in is not synced
 };

@@ -4,7 +4,7 @@
 #include "support/sim_file_calls.h"
 #include "support/sim_replica_world.h"
 #include "support/sim_run.h"
-#include "support/stored_template.h"
+#include "support/sim_stored_template.h"
 
 namespace fvmm::testing {
 
@@ -17,34 +17,12 @@ struct SimReplicaOutcome {
   std::uint64_t switches = 0;
 };
 
-/// The template of all seeds, sealed once; each gets it as hard links.
-inline const std::filesystem::path& sim_stored_template() {
-  static const TempDir directory(sim_files_parent());
-  static const bool stored = [] {
-    auto store = *memory::TemplateStore::open(directory.path());
-    memory::TemplateStore::NewTemplate wanted;
-    wanted.name = "base";
-    wanted.memory_bytes = kSimRamBytes;
-    wanted.config.set_name("base");
-    wanted.config.set_memory_bytes(kSimRamBytes);
-    auto writer = store.begin(wanted);
-    return writer && writer->add_pages(0, {SimTemplate::of(true).bytes, kSimRamBytes}) &&
-           writer->set_machine_state(test_machine_state()) && writer->seal();
-  }();
-  FVMM_CHECK(stored, "the template is stored");
-  return directory.path();
-}
-
 /// Plays a seed to its end. Nothing of it is left in this process, or in its directory: that is checked, too.
 inline SimReplicaOutcome sim_replica_play(std::uint64_t seed, SimPlant plant = SimPlant::kNone) {
   spdlog::set_level(sim_env("FVMM_SIM_SEED") ? spdlog::level::info : spdlog::level::off);
   const SimReplicaPlan plan = sim_replica_plan(seed, plant);
   const TempDir directory(sim_files_parent());
-  if (plan.on_template) {
-    std::filesystem::create_directory(directory.path() / "store");
-    std::filesystem::copy(sim_stored_template(), directory.path() / "store",
-                          std::filesystem::copy_options::recursive | std::filesystem::copy_options::create_hard_links);
-  }
+  if (plan.on_template) sim_store_template(directory.path() / "store");
   SimFiles files(directory.path(), {2});
   SimScheduler scheduler(seed);
   SimReplicaOutcome outcome;
