@@ -125,6 +125,7 @@ void Worker::register_methods() {
     stopping_ = true;
     board_.change([](v1::WorkerInfo&) {});  // wakes the watches: the server waits for their end, and so does the caller
     (void)cancel_migration();
+    end_way_back();
     (void)stop_replication();
     server_->stop();
     return v1::Empty();

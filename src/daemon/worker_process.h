@@ -77,6 +77,7 @@ class Worker {
   // worker_way_back.cc
   Result<v1::TemplateInfo> seal_way_back(const v1::WorkerSealRequest& request);
   void agree_on_way_back();
+  void end_way_back();
   Status when_guest_rests(const std::string& what, const std::function<Status(migration::Guest&)>& work);
 
   // worker_migration.cc
@@ -128,6 +129,7 @@ class Worker {
   std::mutex replication_mutex_;
   std::unique_ptr<migration::Replication> replication_;  // replication_mutex_; its threads use what stands above
   std::thread way_back_;                                 // of a VM that came in; once
+  std::shared_ptr<net::Stream> way_back_stream_;         // session_mutex_; what it waits on; stop() cancels it
   std::unique_ptr<control::Server> server_;
 };
 

@@ -27,12 +27,25 @@ void Worker::agree_on_way_back() {
   }
   std::shared_ptr<net::Stream> stream = session->take_way_back();
   if (!stream) return;
+  {
+    const std::lock_guard lock(session_mutex_);
+    way_back_stream_ = stream;
+  }
+  if (stopping_) stream->cancel();  // stop() may not have seen it
   way_back_ = std::thread([this, session, stream = std::move(stream)] {
     migration::ArrivedPages arrived(session->arrived(), session->base_digest(), options_.memory_bytes);
     (void)migration::agree_on_way_back(  // it has logged and said why not
         *stream, std::move(arrived),
         [this](const auto& what, const auto& work) { return when_guest_rests(what, work); });
+    const std::lock_guard lock(session_mutex_);
+    way_back_stream_.reset();
   });
+}
+
+// The source may still be writing for minutes: a VM that stops does not wait for that.
+void Worker::end_way_back() {
+  const std::lock_guard lock(session_mutex_);
+  if (way_back_stream_) way_back_stream_->cancel();
 }
 
 // Another command may have the guest for a while. Nobody waits for this one, and no capture breaks off for it.

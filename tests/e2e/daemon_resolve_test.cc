@@ -251,6 +251,21 @@ TEST_F(DaemonResolve, MigrationGoesOnWithoutTheDestinationDaemon) {
   EXPECT_EQ(b_->ctl({"vm", "resume", "web"}).code, 0);
 }
 
+// Nobody tells A's worker to keep the way back, and B's waits for word of it, for minutes.
+TEST_F(DaemonResolve, VmThatStopsDoesNotWaitForItsWayBack) {
+  ASSERT_TRUE(share_template(*a_, *b_, "web", "base"));
+  RunningCtl migrating = a_->begin(migration("suspend", "delay:pause"));
+  ASSERT_TRUE(becomes(*a_, "migrating")) << a_->state("web");
+  a_->kill_daemon();
+  (void)migrating.finish();
+  ASSERT_TRUE(becomes(*b_, "running")) << b_->state("web");
+  EXPECT_EQ(b_->ctl({"vm", "stop", "web"}).code, 0);
+  EXPECT_EQ(b_->daemon_log().find("does not stop"), std::string::npos) << b_->daemon_log();
+  a_->start();
+  EXPECT_TRUE(becomes(*a_, "moved")) << a_->state("web");
+  EXPECT_TRUE(wait_until([&] { return a_->workers().empty(); }));
+}
+
 TEST_F(DaemonResolve, RestartedSourceDaemonFindsTheMigrationAndCanCancelIt) {
   // It never converges: under way until somebody ends it.
   RunningCtl migrating = a_->begin({"migrate", "web", "--to", b_->listen(), "--mode", "precopy", "--max-downtime",

@@ -184,7 +184,7 @@ TEST_F(TrackingVm, TheTouchingGuestTouchesWhatItIsToldTo) {
   ASSERT_TRUE(made.ok()) << made.error().message();
   vmm::Vm& touch = **made;
   ASSERT_TRUE(touch.resume().ok());
-  test::wait_for_output(touch, "TOUCH ready pages=");
+  test::wait_for_output(touch, " ns_page=");  // of "TOUCH ready"
   const auto since = touch.dirty().add_reader();
   for (const auto& [letter, word] : {std::pair{"r", "READ"}, {"w", "WROTE"}, {"c", "COLD"}}) {
     ASSERT_TRUE(touch.dirty().harvest().ok());
