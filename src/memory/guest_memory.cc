@@ -188,6 +188,47 @@ void GuestMemory::mark_written(std::uint64_t guest_address, std::uint64_t bytes)
   if (bytes != 0) mark(*offset, bytes);
 }
 
+Status GuestMemory::discard(std::uint64_t guest_address, std::uint64_t bytes) {
+  const auto offset = layout_.ram_offset(guest_address, bytes);
+  if (!offset || bytes == 0 || *offset % kPageBytes != 0 || bytes % kPageBytes != 0) {
+    return Error(Errc::kOutOfRange,
+                 fmt::format("discard of {} bytes at {:#x} is not whole pages of RAM", bytes, guest_address));
+  }
+  const std::lock_guard lock(discard_mutex_);
+  Status status;
+  const PageIndex end = (*offset + bytes) / kPageBytes;
+  for (PageIndex page = *offset / kPageBytes; page < end && status; page += kDiscardPages) {
+    status = drop({.first = page, .count = std::min(kDiscardPages, end - page)});
+  }
+  return status;
+}
+
+Status GuestMemory::drop(PageRange pages) {
+  const auto place = pages_for_load(pages);
+  int error = 0;
+  const auto give_back = [&] {
+    if (::madvise(place.data(), place.size(), MADV_DONTNEED) != 0) error = errno;
+  };
+  if (keeper_ != nullptr) {
+    keeper_->let_go(pages, give_back);
+  } else {
+    give_back();
+  }
+  device_marks_.set_range(pages);  // after it, as a write; also when only part of it was done
+  if (error != 0) return Error(Errc::kIo, "madvise(MADV_DONTNEED) of guest RAM", error);
+  return {};
+}
+
+void GuestMemory::set_keeper(PageKeeper& keeper) {
+  const std::lock_guard lock(discard_mutex_);
+  keeper_ = &keeper;
+}
+
+void GuestMemory::clear_keeper(const PageKeeper& keeper) {
+  const std::lock_guard lock(discard_mutex_);
+  if (keeper_ == &keeper) keeper_ = nullptr;
+}
+
 std::span<const std::byte> GuestMemory::pages(PageRange range) const {
   FVMM_CHECK(range.first <= layout_.pages() && range.count <= layout_.pages() - range.first, "pages outside RAM");
   return {base_ + range.first * kPageBytes, range.count * kPageBytes};

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 
@@ -13,6 +15,24 @@
 #include "memory/template_image.h"
 
 namespace fvmm::memory {
+
+inline constexpr std::uint64_t kDiscardPages = 512;  // given back at a time: who captures waits no longer than that
+
+/// Whoever still needs pages as they are. A discard takes a page away without writing to it, so no write protection
+/// catches it: it is announced here first.
+class PageKeeper {
+ public:
+  using Drop = std::function<void()>;
+  PageKeeper() = default;
+  virtual ~PageKeeper() = default;
+  PageKeeper(const PageKeeper&) = delete;
+  PageKeeper& operator=(const PageKeeper&) = delete;
+  PageKeeper(PageKeeper&&) = delete;
+  PageKeeper& operator=(PageKeeper&&) = delete;
+  /// Keeps what it needs of the pages (at most kDiscardPages), then calls `drop` once, and protects none of them in
+  /// between. May wait as a write to a protected page does. Thread: the discarder's.
+  virtual void let_go(PageRange pages, const Drop& drop) = 0;
+};
 
 /// Guest RAM as one contiguous host mapping in linear RAM order. Every offset and length is checked here and nowhere
 /// else. Owner: the VM. Accessors may be called from any thread; map_* only while no vCPU runs and no I/O is in flight.
@@ -55,6 +75,16 @@ class GuestMemory {
   /// FVMM_CHECKs the range: io_view() has given it out.
   void mark_written(std::uint64_t guest_address, std::uint64_t bytes);
 
+  /// Gives the host's memory behind whole pages back: a discard. It is a write, of what the mapping has beneath: the
+  /// template's bytes, or where map_template() has read a short run into private memory its base's; zeros on the zero
+  /// template. Captured first where somebody keeps pages, marked afterwards, also on an error. kOutOfRange: not whole
+  /// pages, or not wholly RAM of one slot; then nothing has changed. kIo: the kernel keeps it. Thread: any.
+  Status discard(std::uint64_t guest_address, std::uint64_t bytes);
+  /// Who is asked before each discard, in place of another. Waits for a discard that is under way.
+  void set_keeper(PageKeeper& keeper);
+  /// It is asked no more; nothing when another has taken its place since.
+  void clear_keeper(const PageKeeper& keeper);
+
   /// Linear pages, for templates and migration. FVMM_CHECKs the range: callers have validated it.
   [[nodiscard]] std::span<const std::byte> pages(PageRange range) const;
   /// For the receiving side before the VM has run: no mark. FVMM_CHECKs the range.
@@ -71,10 +101,13 @@ class GuestMemory {
   GuestMemory(Layout layout, std::byte* base);
   Status map_file(int file, std::uint64_t file_page, PageRange pages);
   void mark(std::uint64_t ram_offset, std::uint64_t bytes);  // bytes > 0
+  Status drop(PageRange pages);                              // discard_mutex_ held
   Layout layout_;
   std::byte* base_;
   AtomicBitmap device_marks_;
   std::shared_ptr<const TemplateImage> template_;  // null: the zero template
+  std::mutex discard_mutex_;                       // before any lock of the keeper's
+  PageKeeper* keeper_ = nullptr;                   // discard_mutex_
 };
 
 }  // namespace fvmm::memory

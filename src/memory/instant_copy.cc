@@ -31,7 +31,9 @@ InstantCopy::InstantCopy(std::unique_ptr<WriteProtect> protect, UniqueFd leave, 
       staged_pages_(staged_max),
       run_(kRunPages * kPageBytes),
       armed_(protect_->memory().layout().pages()),
-      thread_([this] { serve(); }) {}
+      thread_([this] { serve(); }) {
+  protect_->memory().set_keeper(*this);
+}
 
 Result<std::unique_ptr<InstantCopy>> InstantCopy::create(std::unique_ptr<WriteProtect> protect,
                                                          std::uint64_t staged_max) {
@@ -44,7 +46,8 @@ Result<std::unique_ptr<InstantCopy>> InstantCopy::create(std::unique_ptr<WritePr
 }
 
 InstantCopy::~InstantCopy() {
-  end();
+  end();  // whoever waits in let_go() goes on
+  protect_->memory().clear_keeper(*this);
   (void)::eventfd_write(leave_.get(), 1);
   thread_.join();
 }
@@ -104,24 +107,55 @@ void InstantCopy::serve() {
     for (std::size_t i = 0; count && i < *count && status; ++i) status = admit(pages[i]);
     if (status) continue;
     const std::lock_guard lock(mutex_);
-    spdlog::error("write protection of guest memory: {}", status.error().message());
-    failed_ = std::move(status);
-    dead_ = true;
-    protect_->abandon();  // nobody is kept waiting; what is not captured yet is lost to this capture
-    return;
+    return lose(std::move(status));
   }
+}
+
+void InstantCopy::lose(Status why) {
+  spdlog::error("write protection of guest memory: {}", why.error().message());
+  failed_ = std::move(why);
+  dead_ = true;
+  protect_->abandon();  // nobody is kept waiting; what is not captured yet is lost to this capture
+  room_.notify_all();
 }
 
 /// A writer waits for this page: captured first when it belongs to the instant, then released.
 Status InstantCopy::admit(PageIndex page) {
-  std::unique_lock lock(mutex_);
+  Lock lock(mutex_);
   ++faults_;
-  const auto room = [&] { return staged_ < staged_pages_.size() || ending_ || !armed_.test(page); };
-  if (frozen_ && !room()) room_.wait(lock, room);
-  if (!armed_.test(page)) {  // captured meanwhile, or a second writer's
-    protect_->wake({page, 1});
-    return {};
+  wait_for_room(page, lock);
+  if (dead_) return {};
+  if (armed_.test(page)) return take_out(page);
+  protect_->wake({page, 1});  // captured meanwhile, or a second writer's
+  return {};
+}
+
+// The pages of one discard are taken out one by one, and while it waits for room others may be armed again: so it looks
+// until none is left, and the lock that says so is held until they are gone.
+void InstantCopy::let_go(PageRange pages, const Drop& drop) {
+  Lock lock(mutex_);
+  for (auto page = first_armed(pages); page && !dead_; page = first_armed(pages)) {
+    wait_for_room(*page, lock);
+    if (dead_ || !armed_.test(*page)) continue;
+    if (Status taken = take_out(*page); !taken) lose(std::move(taken));
   }
+  drop();
+}
+
+std::optional<PageIndex> InstantCopy::first_armed(PageRange pages) const {
+  for (PageIndex page = pages.first; page < pages.first + pages.count; ++page) {
+    if (armed_.test(page)) return page;
+  }
+  return std::nullopt;
+}
+
+void InstantCopy::wait_for_room(PageIndex page, Lock& lock) {
+  const auto room = [&] { return staged_ < staged_pages_.size() || ending_ || dead_ || !armed_.test(page); };
+  if (frozen_ && !room()) room_.wait(lock, room);
+}
+
+/// An armed page, for which there is room.
+Status InstantCopy::take_out(PageIndex page) {
   if (frozen_ && !ending_) {
     const std::size_t slot = (first_ + staged_++) % staged_pages_.size();
     staged_pages_[slot] = page;

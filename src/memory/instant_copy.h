@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -25,7 +27,7 @@ inline constexpr std::uint64_t kStagedPagesMax = 1024;  // captured by faults an
 /// itself. It waits for room in the staging buffer, never for the receiver of the pages: that is next()'s caller.
 /// Owner: the thread that owns the VM, which must not write guest memory between freeze() and end() while it holds
 /// back next(). Must not outlive the memory.
-class InstantCopy {
+class InstantCopy final : public PageKeeper {
  public:
   using Stop = std::function<bool()>;
   using Put = std::function<Status(PageRange, const std::byte*)>;
@@ -33,7 +35,7 @@ class InstantCopy {
   /// @param staged_max  kStagedPagesMax, less in tests
   static Result<std::unique_ptr<InstantCopy>> create(std::unique_ptr<WriteProtect> protect,
                                                      std::uint64_t staged_max = kStagedPagesMax);
-  ~InstantCopy();
+  ~InstantCopy() override;
   InstantCopy(const InstantCopy&) = delete;
   InstantCopy& operator=(const InstantCopy&) = delete;
   InstantCopy(InstantCopy&&) = delete;
@@ -53,12 +55,19 @@ class InstantCopy {
   Result<bool> next(const Put& put);
   /// Whatever is still protected is released, every writer goes on. What was captured and not taken is gone.
   void end();
+  /// A discard captures first, as a write does, and waits for room in the staging buffer as a writer does.
+  void let_go(PageRange pages, const Drop& drop) override;
   [[nodiscard]] std::uint64_t faults() const { return faults_; }  // since begin(): pages that a writer waited for
 
  private:
   InstantCopy(std::unique_ptr<WriteProtect> protect, UniqueFd leave, std::uint64_t staged_max);
+  using Lock = std::unique_lock<PriorityMutex>;
   void serve();
   Status admit(PageIndex page);
+  void wait_for_room(PageIndex page, Lock& lock);
+  Status take_out(PageIndex page);  // mutex_ held
+  void lose(Status why);            // mutex_ held
+  std::optional<PageIndex> first_armed(PageRange pages) const;
   Result<bool> next_staged(const Put& put);
   PageRange find_armed();
 

@@ -93,7 +93,7 @@ Status set_protection(int fd, const GuestMemory& memory, PageRange range, std::u
 
 }  // namespace
 
-Result<std::unique_ptr<WriteProtect>> WriteProtect::create(const GuestMemory& memory, const Options& options) {
+Result<std::unique_ptr<WriteProtect>> WriteProtect::create(GuestMemory& memory, const Options& options) {
   UniqueFd fd = FVMM_TRY(open_userfaultfd(options.device));
   const bool unpopulated = FVMM_TRY(agree(fd.get(), options.unpopulated));
   FVMM_TRY(enlist(fd.get(), memory));

@@ -23,8 +23,8 @@ class WriteProtect {
   };
   /// Errors: kPermissionDenied or kUnimplemented, with what to change on the host; kFailedPrecondition when this
   /// mapping cannot be write-protected (a private mapping of a file on disk).
-  static Result<std::unique_ptr<WriteProtect>> create(const GuestMemory& memory, const Options& options);
-  static Result<std::unique_ptr<WriteProtect>> create(const GuestMemory& memory) { return create(memory, Options()); }
+  static Result<std::unique_ptr<WriteProtect>> create(GuestMemory& memory, const Options& options);
+  static Result<std::unique_ptr<WriteProtect>> create(GuestMemory& memory) { return create(memory, Options()); }
 
   /// From here on writes to these pages wait, also to those that nobody has touched. 2 to 4 us for a single page.
   Status protect(PageRange range) const;
@@ -38,12 +38,12 @@ class WriteProtect {
   /// Pages that writers wait for, each reported once, at most as many as there is room for; 0: none at the moment.
   Result<std::size_t> waiting(std::span<PageIndex> out) const;
   [[nodiscard]] int fd() const { return fd_.get(); }  // for poll(2): readable when somebody waits
-  [[nodiscard]] const GuestMemory& memory() const { return memory_; }
+  [[nodiscard]] GuestMemory& memory() const { return memory_; }
 
  private:
-  WriteProtect(const GuestMemory& memory, UniqueFd fd, bool unpopulated)
+  WriteProtect(GuestMemory& memory, UniqueFd fd, bool unpopulated)
       : memory_(memory), fd_(std::move(fd)), unpopulated_(unpopulated) {}
-  const GuestMemory& memory_;
+  GuestMemory& memory_;
   UniqueFd fd_;
   bool unpopulated_;  // the kernel protects pages that are not there yet
 };

@@ -17,7 +17,7 @@ inline std::string no_userfault() {
   return made ? "" : made.error().message();
 }
 
-inline std::unique_ptr<memory::InstantCopy> instant_copy_of(const memory::GuestMemory& memory,
+inline std::unique_ptr<memory::InstantCopy> instant_copy_of(memory::GuestMemory& memory,
                                                             std::uint64_t staged_max = memory::kStagedPagesMax) {
   auto protect = memory::WriteProtect::create(memory);
   EXPECT_TRUE(protect.ok()) << protect.error().message();

@@ -190,7 +190,7 @@ class InstantCopyTest : public WriteProtectTest {
   }
 };
 
-/// Guests' and devices' threads that write at random and can be held, as a pause holds them.
+/// Guests' and devices' threads that write and discard at random and can be held, as a pause holds them.
 class Load {
  public:
   Load(GuestMemory& ram, unsigned threads) {
@@ -219,7 +219,10 @@ class Load {
       if (!held_) {
         const std::uint64_t word = random();
         const std::uint64_t at = word % (kRam - 8) / 8 * 8;
-        if (seed % 2 == 0) {
+        if (seed == 1 && word % 16 == 0) {  // a device's
+          const std::uint64_t pages = std::min<std::uint64_t>(1 + word / 16 % 8, (kRam - at) / kPageBytes);
+          EXPECT_TRUE(pages == 0 || ram.discard(at / kPageBytes * kPageBytes, pages * kPageBytes).ok());
+        } else if (seed % 2 == 0) {
           std::memcpy(ram.host_base() + at, &word, 8);
         } else {
           EXPECT_TRUE(ram.write(at, std::as_bytes(std::span(&word, 1))).ok());
