@@ -48,6 +48,8 @@ class Bus {
 
   /// For input from the host: hold it while calling a device directly. Never call this bus with it held.
   [[nodiscard]] Guard lock() { return Guard(mutex_); }
+  /// The same, or nothing when somebody has it now: the guard then owns no lock.
+  [[nodiscard]] Guard try_lock() { return Guard(mutex_, std::try_to_lock); }
 
   [[nodiscard]] bool has(std::string_view id) const;
   /// All devices, in the order they were added. Call only while the vCPUs are parked.

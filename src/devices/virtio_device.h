@@ -58,6 +58,7 @@ class VirtioDevice {
     std::uint64_t features = 0;   // negotiated
     std::span<Virtqueue> queues;  // one for each of queue_sizes(); some may not be enabled
     VirtioSignals* signals = nullptr;
+    memory::GuestMemory* memory = nullptr;  // for what is no buffer of a queue: pages that a balloon gives back
   };
   /// DRIVER_OK. Must not touch guest memory: a load comes here before memory is there. Then notify() or resume()
   /// follows.

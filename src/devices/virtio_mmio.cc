@@ -279,7 +279,8 @@ void VirtioMmio::write_status(std::uint32_t value) {
 
 void VirtioMmio::activate() {
   for (unsigned i = 0; i < queues_.size(); ++i) bind_doorbell(i);
-  device_->activate({.features = state_.driver_features, .queues = queues_, .signals = &signals_});
+  device_->activate(
+      {.features = state_.driver_features, .queues = queues_, .signals = &signals_, .memory = &around_.memory});
 }
 
 void VirtioMmio::reset() {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "devices/virtio_balloon.h"
 #include "devices/virtio_console.h"
 #include "devices/virtio_rng.h"
 #include "vmm/disk_config.h"
@@ -28,6 +29,7 @@ Status check_virtio(const v1::VmConfig& config) {
   }
   if (count(Kind::kRng) > 1) return Error(Errc::kInvalidArgument, "a VM has at most one virtio-rng device");
   if (count(Kind::kConsole) > 1) return Error(Errc::kInvalidArgument, "a VM has at most one virtio console");
+  if (count(Kind::kBalloon) > 1) return Error(Errc::kInvalidArgument, "a VM has at most one virtio balloon");
   FVMM_TRY(check_disks(config));
   return check_nets(config);
 }
@@ -40,6 +42,8 @@ Result<std::unique_ptr<devices::VirtioDevice>> make_virtio(const v1::VirtioDevic
     case v1::VirtioDevice::kConsole:
       FVMM_CHECK(backends.console != nullptr, "a console has somewhere to write");
       return std::unique_ptr<devices::VirtioDevice>(std::make_unique<devices::VirtioConsole>(*backends.console));
+    case v1::VirtioDevice::kBalloon:
+      return std::unique_ptr<devices::VirtioDevice>(std::make_unique<devices::VirtioBalloon>());
     case v1::VirtioDevice::KIND_NOT_SET:
       break;
   }

@@ -87,7 +87,12 @@ class FuzzMachine {
     running([&] { device().write(offset, bytes); });
   }
   void write(std::uint64_t offset, std::uint32_t value) { write(offset, std::as_bytes(std::span(&value, 1))); }
+  /// What the host may want of a device meanwhile: input to a console, another size of a balloon.
   std::size_t push_input(std::span<const std::byte> bytes) {
+    if (auto* const balloon = dynamic_cast<devices::VirtioBalloon*>(&device().device())) {
+      balloon->set_target(static_cast<std::uint32_t>(bytes.size()));
+      balloon->ask_statistics();
+    }
     auto* const console = dynamic_cast<devices::VirtioConsole*>(&device().device());
     return console == nullptr ? 0 : console->push_input(bytes);
   }
@@ -114,7 +119,8 @@ class FuzzMachine {
       std::ranges::copy(memory_->pages(range), shadow_.bytes().begin() + first);
     }
   }
-  [[nodiscard]] bool all_marked() const { return memory_.equals(shadow_); }
+  /// Both ways: what a device has given back is touched by nobody.
+  [[nodiscard]] bool all_marked() const { return memory_.equals(shadow_) && shadow_.equals(memory_); }
 
  private:
   /// A device with a thread of its own runs only here, so that an input does the same each time, and no sanitizer sees

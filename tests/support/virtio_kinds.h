@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "devices/virtio_abi.h"
+#include "devices/virtio_balloon.h"
 #include "devices/virtio_blk.h"
 #include "devices/virtio_console.h"
 #include "devices/virtio_net.h"
@@ -59,6 +60,10 @@ inline const std::vector<VirtioKind>& virtio_kinds() {
       {.name = "console",
        .make = [](devices::OutputSink& sink) { return std::make_unique<devices::VirtioConsole>(sink); },
        .queue = 1,
+       .buffer_flags = 0},
+      {.name = "balloon",
+       .make = [](devices::OutputSink&) { return std::make_unique<devices::VirtioBalloon>(); },
+       .queue = 0,
        .buffer_flags = 0},
       {.name = "blk",
        .make = [](devices::OutputSink&) { return blk_over_memory(kMiB); },

@@ -13,18 +13,19 @@ TEST(VirtioConfig, OneOfEachKindIsTaken) {
   EXPECT_TRUE(check_virtio(config).ok());
   config.add_virtio()->mutable_rng();
   config.add_virtio()->mutable_console();
+  config.add_virtio()->mutable_balloon();
   EXPECT_TRUE(check_virtio(config).ok());
 }
 
 TEST(VirtioConfig, ASecondOfAKindOfWhichThereIsOneIsRefused) {
-  for (const bool rng : {true, false}) {
+  using Kind = v1::VirtioDevice::KindCase;
+  for (const Kind kind : {Kind::kRng, Kind::kConsole, Kind::kBalloon}) {
     v1::VmConfig config;
     for (int i = 0; i < 2; ++i) {
-      if (rng) {
-        config.add_virtio()->mutable_rng();
-      } else {
-        config.add_virtio()->mutable_console();
-      }
+      v1::VirtioDevice& added = *config.add_virtio();
+      if (kind == Kind::kRng) added.mutable_rng();
+      if (kind == Kind::kConsole) added.mutable_console();
+      if (kind == Kind::kBalloon) added.mutable_balloon();
     }
     const Status status = check_virtio(config);
     ASSERT_FALSE(status.ok());
@@ -56,6 +57,8 @@ TEST(VirtioConfig, EachKindMakesItsDevice) {
   EXPECT_EQ(make_virtio(config, {}).value()->type(), 4U);
   config.mutable_console();
   EXPECT_EQ(make_virtio(config, {.console = &sink}).value()->type(), 3U);
+  config.mutable_balloon();
+  EXPECT_EQ(make_virtio(config, {}).value()->type(), 5U);
 }
 
 }  // namespace
