@@ -1,4 +1,4 @@
-// vm create/start/pause/resume/stop/rm/list/show/console/logs/clone
+// vm create/start/pause/resume/stop/rm/list/show/console/logs/clone; vm balloon is in balloon.h
 #include <fmt/format.h>
 
 #include <filesystem>
@@ -7,6 +7,7 @@
 
 #include "base/id.h"
 #include "base/units.h"
+#include "cli/balloon.h"
 #include "cli/cli11.h"
 #include "cli/commands.h"
 #include "cli/disk_option.h"
@@ -21,7 +22,7 @@ struct CreateOptions {
   std::vector<std::string> disks;
   std::vector<std::string> nets;
   std::uint32_t vcpus = 1;
-  bool rng = false, console = false, acpi = false;
+  bool rng = false, console = false, balloon = false, acpi = false;
   bool start = false;
 };
 
@@ -46,6 +47,7 @@ int create(Session& session, const CreateOptions& options) {
   config.set_acpi(options.acpi);
   if (options.rng) config.add_virtio()->mutable_rng();
   if (options.console) config.add_virtio()->mutable_console();
+  if (options.balloon) config.add_virtio()->mutable_balloon();
   for (const std::string& words : options.disks) {
     auto disk = parse_disk(words);
     if (!disk) return session.fail(disk.error(), kUsage);
@@ -78,6 +80,7 @@ void add_create(CLI::App& vm, Chosen& chosen) {
   command.add_flag("--acpi", options->acpi, "ACPI tables (hardware-reduced), with a VM generation id");
   command.add_flag("--rng", options->rng, "A virtio random number generator");
   command.add_flag("--console", options->console, "A virtio console (Linux: hvc0), beside the serial port");
+  command.add_flag("--balloon", options->balloon, "A virtio balloon: the guest gives memory back (vm balloon)");
   command
       .add_option("--disk", options->disks,
                   "A disk: path=FILE[,base=FILE][,readonly][,shared][,id=NAME]; may be given several times")
@@ -265,6 +268,7 @@ void print_vm(std::ostream& out, const v1::VmInfo& vm) {
   for (int i = 0; i < config.nets_size(); ++i) {
     rows.push_back({fmt::format("net{}", i), net_text(config.nets(i), i < vm.nets_size() ? &vm.nets(i) : nullptr)});
   }
+  for (auto& row : balloon_rows(vm)) rows.push_back(std::move(row));
   std::erase_if(rows, [](const auto& row) { return row[1].empty(); });
   out << align(rows);
 }
@@ -278,6 +282,7 @@ void add_vm_commands(CLI::App& app, Chosen& chosen) {
   add_transition(vm, chosen, "resume", "Resume", "Let a paused VM go on");
   add_transition(vm, chosen, "stop", "Stop", "Power off at once");
   add_remove(vm, chosen);
+  add_balloon(vm, chosen);
   add_list_and_show(vm, chosen);
   add_console_and_logs(vm, chosen);
   add_clone(vm, chosen);

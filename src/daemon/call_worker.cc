@@ -75,6 +75,9 @@ Result<v1::WorkerInfo> WorkerClient::resume(const Deadline& deadline) const {
 Result<v1::WorkerInfo> WorkerClient::pause(const Deadline& deadline) const {
   return call<v1::WorkerInfo>("Pause", v1::Empty(), deadline);
 }
+Result<v1::WorkerInfo> WorkerClient::balloon(const v1::BalloonRequest& request, const Deadline& deadline) const {
+  return call<v1::WorkerInfo>("Balloon", request, deadline);
+}
 Status WorkerClient::stop(const Deadline& deadline) const {
   FVMM_TRY(call<v1::Empty>("Stop", v1::Empty(), deadline));
   return {};

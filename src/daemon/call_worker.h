@@ -63,6 +63,7 @@ class WorkerClient {
                                        const Deadline& deadline) const;
   virtual Result<v1::WorkerInfo> resume(const Deadline& deadline) const;
   virtual Result<v1::WorkerInfo> pause(const Deadline& deadline) const;
+  virtual Result<v1::WorkerInfo> balloon(const v1::BalloonRequest& request, const Deadline& deadline) const;
   virtual Status stop(const Deadline& deadline) const;
   virtual Result<v1::WorkerInfo> info(const Deadline& deadline) const;
   virtual Result<v1::TemplateInfo> create_template(const v1::WorkerTemplateRequest& request,

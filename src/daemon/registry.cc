@@ -43,6 +43,7 @@ v1::VmInfo to_info(const VmView& view) {
   out.set_delta_pages(view.info.delta_pages());
   out.set_delta_unknown(view.info.delta_unknown());
   *out.mutable_nets() = view.info.nets();
+  if (view.info.has_balloon()) *out.mutable_balloon() = view.info.balloon();
   out.set_completed_instructions(view.info.completed_instructions());
   out.set_seccomp(view.info.seccomp());
   return out;

@@ -91,6 +91,9 @@ void VmService::bind(control::Server& server) {
   server.unary<VmName, VmInfo>("fvmm.v1.Vms/Resume", [this](Call& call, const VmName& request) {
     return resume(request.name(), call.deadline());
   });
+  server.unary<v1::BalloonRequest, VmInfo>(
+      "fvmm.v1.Vms/Balloon",
+      [this](Call& call, const v1::BalloonRequest& request) { return balloon(request, call.deadline()); });
   server.unary<VmName, VmInfo>("fvmm.v1.Vms/Stop",
                                [this](Call&, const VmName& request) { return stop(request.name()); });
   server.unary<VmName, v1::Empty>("fvmm.v1.Vms/Remove", [this](Call&, const VmName& request) -> Result<v1::Empty> {

@@ -189,6 +189,15 @@ Result<v1::VmInfo> VmService::resume(const std::string& name, const Deadline& de
   return to_info(view);
 }
 
+Result<v1::VmInfo> VmService::balloon(const v1::BalloonRequest& request, const Deadline& deadline) {
+  Claim claim = FVMM_TRY(registry_.claim(request.name(), "balloon"));
+  const auto worker = FVMM_TRY(running_worker(claim.view()));
+  claim.note(FVMM_TRY(worker->client()->balloon(request, deadline), request.name()));
+  VmView view = claim.view();
+  view.busy.clear();
+  return to_info(view);
+}
+
 Result<v1::VmInfo> VmService::stop(const std::string& name) {
   Claim claim = FVMM_TRY(registry_.claim(name, "stop"));
   FVMM_TRY(running_worker(claim.view()));

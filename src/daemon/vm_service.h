@@ -44,6 +44,8 @@ class VmService {
   Result<v1::VmInfo> pause(const std::string& name, const Deadline& deadline);
   Result<v1::VmInfo> resume(const std::string& name, const Deadline& deadline);
   Result<v1::VmInfo> stop(const std::string& name);
+  /// Tells the guest, and does not wait until it has given up so much.
+  Result<v1::VmInfo> balloon(const v1::BalloonRequest& request, const Deadline& deadline);
   Status remove(const std::string& name);
   [[nodiscard]] v1::VmList list() const;
   Result<v1::VmInfo> show(const std::string& name) const;

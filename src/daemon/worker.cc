@@ -107,6 +107,8 @@ void Worker::register_methods() {
       [this](Call& call, const v1::WorkerCloneRequest& request) { return clone(request, call.take_descriptors()); });
   server_->unary<v1::Empty, v1::WorkerInfo>(service + "Resume", [this](Call&, const v1::Empty&) { return resume(); });
   server_->unary<v1::Empty, v1::WorkerInfo>(service + "Pause", [this](Call&, const v1::Empty&) { return pause(); });
+  server_->unary<v1::BalloonRequest, v1::WorkerInfo>(
+      service + "Balloon", [this](Call&, const v1::BalloonRequest& request) { return balloon(request); });
   server_->unary<v1::Empty, v1::WorkerInfo>(service + "Info", [this](Call&, const v1::Empty&) { return info(); });
   server_->stream<v1::Empty, v1::WorkerInfo>(service + "Watch",
                                              [this](Call& call, const v1::Empty&) { return watch(call); });

@@ -41,6 +41,23 @@ void describe_nets(const vmm::Vm& vm, v1::WorkerInfo& info) {
   }
 }
 
+void describe_balloon(vmm::Vm& vm, v1::WorkerInfo& info) {
+  const auto balloon = vm.look_at_balloon();
+  if (!balloon) return;
+  v1::BalloonInfo& out = *info.mutable_balloon();
+  out.set_target_bytes(balloon->target_pages * kPageBytes);
+  out.set_actual_bytes(balloon->actual_pages * kPageBytes);
+  out.set_given_back_pages(balloon->given_back);
+  out.set_not_given_back_pages(balloon->not_given_back);
+  for (std::size_t tag = 0; tag < balloon->statistics.size(); ++tag) {
+    const auto value = balloon->statistics.at(tag);
+    if (!value) continue;
+    v1::BalloonStatistic& one = *out.add_statistics();
+    one.set_name(std::string(devices::balloon_stat_name(tag)));
+    one.set_value(*value);
+  }
+}
+
 }  // namespace
 
 Error no_guest() {
@@ -84,6 +101,17 @@ Result<v1::WorkerInfo> Worker::pause() {
   return board_.get();
 }
 
+// With the guest in hand: nothing saves its devices meanwhile.
+Result<v1::WorkerInfo> Worker::balloon(const v1::BalloonRequest& request) {
+  {
+    GuestSlot::Held held = FVMM_TRY(slot_.take("balloon", GuestSlot::Stay::kBrief));
+    if (held.empty()) return no_guest();
+    FVMM_TRY(check_usable(board_.get()));
+    FVMM_TRY(vm_->set_balloon_target(request.target_bytes()));
+  }
+  return info();
+}
+
 // Harvests when the guest is at rest; while a command or a capture has it, the last figures stand.
 Result<v1::WorkerInfo> Worker::info() {
   const Status counted = count_delta();
@@ -92,6 +120,7 @@ Result<v1::WorkerInfo> Worker::info() {
     now.set_serial_bytes(serial->total_bytes());
     now.set_completed_instructions(vm_->completed_instructions());
     describe_nets(*vm_, now);
+    describe_balloon(*vm_, now);
   }
   FVMM_TRY(counted);
   return now;

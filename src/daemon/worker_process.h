@@ -66,6 +66,7 @@ class Worker {
   // worker_commands.cc
   Result<v1::WorkerInfo> resume();
   Result<v1::WorkerInfo> pause();
+  Result<v1::WorkerInfo> balloon(const v1::BalloonRequest& request);
   Result<v1::WorkerInfo> info();
   Status count_delta();
   Result<v1::WorkerInfo> watch(control::Call& call);

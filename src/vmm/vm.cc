@@ -136,6 +136,7 @@ Status Vm::attach_virtio(const v1::VmConfig& config, devices::SerialOutput::Opti
     }
     auto device = FVMM_TRY(make_virtio(wanted, backends));
     if (wanted.has_console()) console_ = static_cast<devices::VirtioConsole*>(device.get());
+    if (wanted.has_balloon()) balloon_ = static_cast<devices::VirtioBalloon*>(device.get());
     FVMM_TRY(virtio_->add(std::move(device)));
   }
   for (const v1::DiskConfig& wanted : config.disks()) {
@@ -160,6 +161,27 @@ void Vm::disconnect_nets() {
 std::size_t Vm::console_input(std::span<const std::byte> bytes) {
   const auto guard = mmio_.lock();
   return console_ != nullptr ? console_->push_input(bytes) : 0;
+}
+
+Status Vm::set_balloon_target(std::uint64_t bytes) {
+  if (balloon_ == nullptr) {
+    return Error(Errc::kFailedPrecondition, "it has no balloon: that is chosen when it is made (vm create --balloon)");
+  }
+  if (bytes % kPageBytes != 0 || bytes > shape_.memory_bytes) {
+    return Error(Errc::kInvalidArgument,
+                 fmt::format("a balloon of {} bytes; it takes multiples of {} up to the VM's {}", bytes, kPageBytes,
+                             shape_.memory_bytes));
+  }
+  const auto guard = mmio_.lock();
+  balloon_->set_target(static_cast<std::uint32_t>(bytes / kPageBytes));
+  return {};
+}
+
+// A bus that somebody has may be waiting for a capture: then the statistics stay as they are.
+std::optional<devices::BalloonFigures> Vm::look_at_balloon() {
+  if (balloon_ == nullptr) return std::nullopt;
+  if (const auto guard = mmio_.try_lock()) balloon_->ask_statistics();
+  return balloon_->figures();
 }
 
 Status Vm::on_each_vcpu(const std::function<Status(Vcpu&)>& function, unsigned first, unsigned end) {

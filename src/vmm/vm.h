@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,7 @@
 #include "devices/i8042.h"
 #include "devices/output_gate.h"
 #include "devices/serial.h"
+#include "devices/virtio_balloon.h"
 #include "devices/virtio_console.h"
 #include "devices/virtio_net.h"
 #include "memory/dirty.h"
@@ -129,6 +131,12 @@ class Vm {
   [[nodiscard]] devices::SerialOutput* console_output() { return console_output_.get(); }
   std::size_t console_input(std::span<const std::byte> bytes);
   [[nodiscard]] VirtioSlots& virtio() { return *virtio_; }
+  /// How much memory its balloon shall take from the guest; tells the guest, and waits for nothing. kFailedPrecondition
+  /// without a balloon; kInvalidArgument: no multiple of 4096, or more than there is. Thread: any.
+  Status set_balloon_target(std::uint64_t bytes);
+  /// What the balloon says; empty without one. Asks the guest for newer statistics, if that takes no waiting. Thread:
+  /// any.
+  [[nodiscard]] std::optional<devices::BalloonFigures> look_at_balloon();
   /// In the order of the configuration. Their methods for any thread may be called.
   [[nodiscard]] const std::vector<devices::VirtioNet*>& nets() const { return nets_; }
   /// The guest has come to this host: its networks tell the switches around. Thread: any. After attach_virtio().
@@ -181,6 +189,7 @@ class Vm {
   Disks disks_;  // their devices are in virtio_
   std::unique_ptr<VirtioSlots> virtio_;
   devices::VirtioConsole* console_ = nullptr;  // one of virtio_
+  devices::VirtioBalloon* balloon_ = nullptr;  // one of virtio_
   std::vector<UniqueFd> net_descriptors_;      // until attach_virtio()
   std::vector<devices::VirtioNet*> nets_;      // of virtio_
   VcpuEnvironment environment_;

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <sstream>
 
+#include "base/units.h"
 #include "cli/cli.h"
 #include "control/unix_socket.h"
 #include "proto/control.pb.h"
@@ -64,6 +65,7 @@ class CliCommands : public testing::Test {
       method<VmName, Empty>(server, "Vms/Remove");
       method<Empty, VmList>(server, "Vms/List");
       method<CloneRequest, VmList>(server, "Vms/Clone");
+      method<BalloonRequest, VmInfo>(server, "Vms/Balloon");
       method<PokeRequest, Empty>(server, "Vms/Poke");
       method<CreateTemplateRequest, TemplateInfo>(server, "Templates/Create");
       method<Empty, TemplateList>(server, "Templates/List");
@@ -128,8 +130,10 @@ TEST_F(CliCommands, CreateSendsEveryOptionWithAbsolutePaths) {
             std::string::npos);
   EXPECT_EQ(relative.find("initrd"), std::string::npos);
   EXPECT_EQ(relative.find("virtio {"), std::string::npos);
-  const std::string devices = sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--rng", "--console"});
-  EXPECT_NE(devices.find("virtio { rng { } } virtio { console { } }"), std::string::npos) << devices;
+  const std::string devices =
+      sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--rng", "--console", "--balloon"});
+  EXPECT_NE(devices.find("virtio { rng { } } virtio { console { } } virtio { balloon { } }"), std::string::npos)
+      << devices;
   const std::string disks = sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--disk", "path=/a,base=/b",
                                   "--disk", "path=/c,readonly,shared"});
   EXPECT_NE(disks.find("disks { path: \"/a\" base: \"/b\" } disks { path: \"/c\" readonly: true shared: true }"),
@@ -139,6 +143,33 @@ TEST_F(CliCommands, CreateSendsEveryOptionWithAbsolutePaths) {
   const std::string nets =
       sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--net", "tap=a", "--net", "unix=/s"});
   EXPECT_NE(nets.find("nets { tap: \"a\" } nets { socket: \"/s\" }"), std::string::npos) << nets;
+}
+
+TEST_F(CliCommands, BalloonSendsItsTargetInBytesAndShowsWhatComesOfIt) {
+  v1::VmInfo info;
+  info.mutable_config()->add_virtio()->mutable_balloon();
+  EXPECT_EQ(sent({"vm", "balloon", "web1", "--target", "512M"}), "name: \"web1\" target_bytes: 536870912");
+  EXPECT_EQ(sent({"vm", "balloon", "web1", "--target", "0"}), "name: \"web1\"");
+  EXPECT_EQ(run({"vm", "balloon", "web1", "--target", "much"}).code, kUsage);
+  EXPECT_EQ(run({"vm", "balloon", "web1"}).code, kUsage);
+  answer(info);
+  EXPECT_NE(run({"vm", "show", "web1"}).out.find(" yes\n"), std::string::npos) << "not running";
+  v1::BalloonInfo& balloon = *info.mutable_balloon();
+  balloon.set_target_bytes(512 * kMiB);
+  balloon.set_actual_bytes(2 * kMiB);
+  balloon.set_given_back_pages(700);
+  v1::BalloonStatistic& one = *balloon.add_statistics();
+  one.set_name("free_memory");
+  one.set_value(12345);
+  answer(info);
+  EXPECT_EQ(run({"vm", "balloon", "web1", "--target", "512M"}).out, "web1: balloon: target 512 MiB, actual 2 MiB\n");
+  const std::string shown = run({"vm", "show", "web1"}).out;
+  for (const char* const text : {"target 512 MiB, actual 2 MiB", "700 given back\n", "guest free_memory", "12345"}) {
+    EXPECT_NE(shown.find(text), std::string::npos) << text << " in\n" << shown;
+  }
+  balloon.set_not_given_back_pages(8);
+  answer(info);
+  EXPECT_NE(run({"vm", "show", "web1"}).out.find("700 given back, 8 not\n"), std::string::npos);
 }
 
 TEST_F(CliCommands, VerbsOnOneVmCallTheirMethod) {
