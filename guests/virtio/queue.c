@@ -79,6 +79,14 @@ u64 queue_config(u64 offset) {
   return get(REG_CONFIG + offset) | (u64)get(REG_CONFIG + offset + 4) << 32;
 }
 
+void queue_config_write(u64 offset, u32 value) {
+  set(REG_CONFIG + offset, value);
+}
+
+void queue_acknowledge(void) {
+  set(REG_INTERRUPT_ACK, get(REG_INTERRUPT_STATUS));
+}
+
 void queue_offer(u64 address, u32 bytes) {
   const struct queue_part part = {address, bytes, true};
   queue_offer_chain(&part, 1);

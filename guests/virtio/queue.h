@@ -27,6 +27,10 @@ struct used_element queue_take(void);
 u32 queue_last_head(void);
 /// Eight bytes of the configuration space of the device that was started.
 u64 queue_config(u64 offset);
+/// Four bytes of it.
+void queue_config_write(u64 offset, u32 value);
+/// Whatever the device has interrupted for.
+void queue_acknowledge(void);
 /// InterruptStatus must show used buffers, and nothing once it is acknowledged.
 void queue_check_interrupt(void (*report)(const char* kind, u64 found, u64 expected));
 
