@@ -114,6 +114,8 @@ class PeerTest : public testing::Test {
   }
 
   test::ScratchDirectory scratch_;
+  v1::PeerHello hello_;
+  v1::VmRecord vm_;  // workers read it until they end
   StopSignal stop_;
   test::FakeSpawner spawner_{scratch_.path() / "workers"};
   std::unique_ptr<SessionLedger> settled_;
@@ -125,8 +127,6 @@ class PeerTest : public testing::Test {
   std::unique_ptr<IncomingSessions> sessions_;
   std::unique_ptr<Replicas> replicas_;
   std::unique_ptr<PeerListener> listener_;
-  v1::PeerHello hello_;
-  v1::VmRecord vm_;
 };
 
 TEST_F(PeerTest, ListensOnLoopbackOnly) {
