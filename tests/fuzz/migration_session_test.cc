@@ -154,7 +154,7 @@ v1::PeerHello good_hello() {
 }
 
 TEST(FuzzDestination, NothingButCommitEverRunsTheGuest) {
-  spdlog::set_level(spdlog::level::off);
+  spdlog::default_logger_raw()->set_level(spdlog::level::off);
   Random random(from_environment("FVMM_FUZZ_SEED", 12));
   const std::uint64_t rounds = from_environment("FVMM_FUZZ_ROUNDS", 350 / kSlower);
   FakeMachine machine(5, std::make_shared<Runners>());
@@ -177,7 +177,7 @@ TEST(FuzzDestination, NothingButCommitEverRunsTheGuest) {
 }
 
 TEST(FuzzDestination, GarbageOnBothConnectionsIsRefused) {
-  spdlog::set_level(spdlog::level::off);
+  spdlog::default_logger_raw()->set_level(spdlog::level::off);
   Random random(from_environment("FVMM_FUZZ_SEED", 13));
   const std::uint64_t rounds = from_environment("FVMM_FUZZ_ROUNDS", 200 / kSlower);
   const auto runners = std::make_shared<Runners>();

@@ -10,7 +10,7 @@ namespace {
 using migration::SourceState;
 
 Scenario quiet() {
-  spdlog::set_level(spdlog::level::off);
+  spdlog::default_logger_raw()->set_level(spdlog::level::off);
   Scenario scenario;
   scenario.seed = sim_seed();
   return scenario;

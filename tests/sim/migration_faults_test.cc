@@ -13,7 +13,7 @@ using migration::Mode;
 using migration::SourceState;
 
 Scenario quick() {
-  spdlog::set_level(spdlog::level::off);
+  spdlog::default_logger_raw()->set_level(spdlog::level::off);
   Scenario scenario;
   scenario.seed = sim_seed();
   return scenario;

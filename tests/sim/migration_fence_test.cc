@@ -13,7 +13,7 @@ constexpr const char* kWhy = "recovered at peer:7000";
 
 class FenceTest : public ::testing::Test {
  protected:
-  void SetUp() override { spdlog::set_level(spdlog::level::off); }
+  void SetUp() override { spdlog::default_logger_raw()->set_level(spdlog::level::off); }
 };
 
 TEST_F(FenceTest, FirstReasonStandsForGood) {
@@ -57,7 +57,7 @@ TEST_F(FenceTest, CaptureUnderWayFailsAndGivesItsPagesBack) {
 /// Fenced at a step of its migration, in every mode.
 class FencedAt : public ::testing::TestWithParam<std::tuple<const char*, migration::Mode>> {
  protected:
-  void SetUp() override { spdlog::set_level(spdlog::level::off); }
+  void SetUp() override { spdlog::default_logger_raw()->set_level(spdlog::level::off); }
 };
 
 TEST_P(FencedAt, NothingIsCommittedAndNobodyRuns) {

@@ -14,7 +14,7 @@ namespace {
 
 class ReplicationTest : public ::testing::TestWithParam<bool> {
  protected:
-  void SetUp() override { spdlog::set_level(spdlog::level::off); }
+  void SetUp() override { spdlog::default_logger_raw()->set_level(spdlog::level::off); }
 };
 
 TEST_P(ReplicationTest, EachGenerationIsTheGuestAtItsInstant) {

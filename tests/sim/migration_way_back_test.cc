@@ -20,7 +20,7 @@ using migration::WayBack;
 class WayBackTest : public ::testing::TestWithParam<std::tuple<Mode, unsigned>> {
  protected:
   void SetUp() override {
-    spdlog::set_level(spdlog::level::off);
+    spdlog::default_logger_raw()->set_level(spdlog::level::off);
     auto store = *memory::TemplateStore::open(directory_.path());
     const auto info = *store_template(store, wanted_template("base"), test_memory(7));
     opened_.emplace(*memory::OpenTemplate::open(info.directory));
