@@ -62,11 +62,10 @@ Status TemplateStore::remove(const std::string& name) {
   if (!is_template(directory.get())) return Error(Errc::kNotFound, context + ": not a template");
   const auto pin = lock_for_removal(directory.get(), path);
   const Result<Inspected> seen = inspect(directory.get(), path);
-  if (!pin && pin.error().code() == Errc::kFailedPrecondition) {  // a delta on it says more than its pins do
-    FVMM_TRY(check_no_descendant(directory_, seen, name), context);
-  }
+  const bool in_use = !pin && pin.error().code() == Errc::kFailedPrecondition;
+  // Also then: a delta on it says more than its pins do.
+  if (pin || in_use) FVMM_TRY(check_no_descendant(directory_, seen, name), context);
   if (!pin) return Error(pin.error()).with(context);
-  FVMM_TRY(check_no_descendant(directory_, seen, name), context);
   const fs::path trash = directory_ / (std::string(kTrashPrefix) + Id::random().hex());
   if (::rename(path.c_str(), trash.c_str()) != 0) {
     return Error(Errc::kIo, fmt::format("{}: rename to {}", context, trash.string()), errno);
