@@ -16,6 +16,8 @@
 
 namespace fvmm::daemon {
 
+inline constexpr std::chrono::seconds kInfoWait{10};  // for what a living worker answers at once
+
 /// Told once when fvmmd stops: ends what fvmmd waits for (streams, connections), and nothing in the workers. Thread:
 /// any.
 class StopSignal {

@@ -9,9 +9,6 @@
 namespace fvmm::daemon {
 namespace {
 
-constexpr std::chrono::seconds kInfoWait{10};
-constexpr std::chrono::milliseconds kDyingWait{500};
-
 bool runs(v1::VmState state) {
   return state == v1::VM_RUNNING || state == v1::VM_PAUSED;
 }
@@ -49,7 +46,6 @@ Status settle_incoming(Claim& claim, const std::shared_ptr<WorkerProcess>& worke
   if (!dead && !runs(vm.info.state())) {
     const auto info = worker->client()->info(Deadline::after(kInfoWait));
     if (info) claim.note(*info);
-    // The kernel closes a dying worker's sockets before its pidfd becomes readable.
     if (!info) dead = worker->wait_exit(Deadline::after(kDyingWait));
     vm = claim.view();
   }

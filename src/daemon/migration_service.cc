@@ -18,7 +18,6 @@ namespace {
 
 constexpr const char* kMigrate = "migrate";
 constexpr std::uint32_t kMaxDowntimeUs = 5'000;  // when the request names none
-constexpr std::chrono::seconds kInfoWait{10};
 
 }  // namespace
 

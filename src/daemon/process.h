@@ -25,6 +25,9 @@ struct Shape {
 
 class WorkerClient;
 
+inline constexpr std::chrono::milliseconds kDyingWait{
+    500};  // a process closes its sockets before its pidfd is readable
+
 /// One worker, our child or inherited from an earlier fvmmd. Shared between the registry and its watch. Virtual for the
 /// sake of simulations. Thread: any.
 class WorkerProcess {

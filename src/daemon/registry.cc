@@ -49,6 +49,12 @@ v1::VmInfo to_info(const VmView& view) {
   return out;
 }
 
+v1::VmInfo to_answer(const Claim& claim) {
+  VmView view = claim.view();
+  view.busy.clear();
+  return to_info(view);
+}
+
 Result<std::unique_ptr<Registry>> Registry::open(const fs::path& state_directory, SessionLedger& ledger) {
   const fs::path directory = state_directory / "vms";
   FVMM_TRY(make_directories(directory), "registry");

@@ -52,6 +52,10 @@ struct VmView {
 v1::VmInfo to_info(const VmView& view);
 
 class Registry;
+class Claim;
+
+/// The answer of a command that has done its work: the VM as it is once the claim has ended.
+v1::VmInfo to_answer(const Claim& claim);
 
 /// The right to change one VM, until destroyed. A VM that was reserved and never saved vanishes with its claim.
 /// Owner: one thread at a time.

@@ -18,10 +18,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::chrono::hours kWatchRenewal{1};        // every wait has an end; the watch then asks again
-constexpr std::chrono::seconds kEndWait{1};           // between the end of a watch stream and the next try
-constexpr std::chrono::milliseconds kDyingWait{500};  // its sockets close before its pidfd becomes readable
-constexpr std::chrono::seconds kRecordRetry{10};      // after a record that the disk did not take
+constexpr std::chrono::hours kWatchRenewal{1};    // every wait has an end; the watch then asks again
+constexpr std::chrono::seconds kEndWait{1};       // between the end of a watch stream and the next try
+constexpr std::chrono::seconds kRecordRetry{10};  // after a record that the disk did not take
 constexpr std::uint64_t kWorkerLogKept = 64 * kKiB;
 
 /// The process listening on a Unix socket; 0 when nobody does. unix(7), SO_PEERCRED of a connected client.

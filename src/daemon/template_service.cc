@@ -13,11 +13,6 @@
 #include "vmm/disk_config.h"
 
 namespace fvmm::daemon {
-namespace {
-
-constexpr std::chrono::seconds kInfoWait{10};
-
-}  // namespace
 
 v1::TemplateInfo to_proto(const memory::TemplateInfo& info) {
   v1::TemplateInfo out;

@@ -117,11 +117,7 @@ Result<v1::VmList> VmService::clone(const v1::CloneRequest& request, const Deadl
     return std::move(made.error());
   }
   v1::VmList out;
-  for (Claim& claim : claims) {
-    VmView view = claim.view();
-    view.busy.clear();
-    *out.add_vms() = to_info(view);
-  }
+  for (const Claim& claim : claims) *out.add_vms() = to_answer(claim);
   return out;
 }
 

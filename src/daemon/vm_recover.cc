@@ -55,9 +55,7 @@ Result<v1::VmInfo> VmService::recover(Claim& claim, const Recovery& recovery, Pr
                                                      "then \"fvmmctl vm start {0}\"",
                                                      name, started.error().message()));
   }
-  VmView view = claim.view();
-  view.busy.clear();
-  return to_info(view);
+  return to_answer(claim);
 }
 
 }  // namespace fvmm::daemon

@@ -99,21 +99,17 @@ Result<v1::VmInfo> VmService::create(const v1::CreateVmRequest& request, const D
   } else {
     FVMM_TRY(claims.front().change([](v1::VmRecord&) {}));
   }
-  VmView view = claims.front().view();
-  view.busy.clear();
-  return to_info(view);
+  return to_answer(claims.front());
 }
 
 Result<v1::VmInfo> VmService::start(const std::string& name, const Deadline& deadline) {
   const SteadyTime accepted = std::chrono::steady_clock::now();
   Claim claim = FVMM_TRY(registry_.claim(name, "start"));
-  VmView view = claim.view();
+  const VmView view = claim.view();
   FVMM_TRY(check_startable(view));
   FVMM_TRY(check_fits(view.record.config(), FVMM_TRY(read_host_memory())));
   FVMM_TRY(launch(claim, accepted, deadline), name);
-  view = claim.view();
-  view.busy.clear();
-  return to_info(view);
+  return to_answer(claim);
 }
 
 Status VmService::ready_disks(const v1::VmConfig& config) const {
@@ -173,9 +169,7 @@ Result<v1::VmInfo> VmService::pause(const std::string& name, const Deadline& dea
   const auto info = FVMM_TRY(worker->client()->pause(deadline), name);
   claim.note(info);
   FVMM_TRY(claim.change([&](v1::VmRecord& record) { record.set_state(info.state()); }));
-  VmView view = claim.view();
-  view.busy.clear();
-  return to_info(view);
+  return to_answer(claim);
 }
 
 Result<v1::VmInfo> VmService::resume(const std::string& name, const Deadline& deadline) {
@@ -184,18 +178,14 @@ Result<v1::VmInfo> VmService::resume(const std::string& name, const Deadline& de
   const auto info = FVMM_TRY(worker->client()->resume(deadline), name);
   claim.note(info);
   FVMM_TRY(claim.change([&](v1::VmRecord& record) { record.set_state(info.state()); }));
-  VmView view = claim.view();
-  view.busy.clear();
-  return to_info(view);
+  return to_answer(claim);
 }
 
 Result<v1::VmInfo> VmService::balloon(const v1::BalloonRequest& request, const Deadline& deadline) {
   Claim claim = FVMM_TRY(registry_.claim(request.name(), "balloon"));
   const auto worker = FVMM_TRY(running_worker(claim.view()));
   claim.note(FVMM_TRY(worker->client()->balloon(request, deadline), request.name()));
-  VmView view = claim.view();
-  view.busy.clear();
-  return to_info(view);
+  return to_answer(claim);
 }
 
 Result<v1::VmInfo> VmService::stop(const std::string& name) {
@@ -207,9 +197,7 @@ Result<v1::VmInfo> VmService::stop(const std::string& name) {
     record.set_state(v1::VM_STOPPED);
     record.set_detail("");
   }));
-  VmView view = claim.view();
-  view.busy.clear();
-  return to_info(view);
+  return to_answer(claim);
 }
 
 Status VmService::remove(const std::string& name) {

@@ -30,11 +30,16 @@ class RegistryTest : public testing::Test {
     EXPECT_TRUE(claims->front().change([](v1::VmRecord&) {}));
     return std::move(claims->front());
   }
+  /// A process that lives as long as the test.
+  std::shared_ptr<WorkerProcess> worker() {
+    return *WorkerProcess::of(child_.pid(), scratch_.path() / "w.sock", Shape{64 * kMiB, 1});
+  }
   [[nodiscard]] std::filesystem::path directory_of(const v1::VmRecord& record) const {
     return scratch_.path() / "vms" / Id::from_bytes(record.config().id())->hex();
   }
 
   test::ScratchDirectory scratch_;
+  const test::SleepingChild child_;
   std::unique_ptr<SessionLedger> ledger_;
   std::unique_ptr<Registry> registry_;
 };
@@ -101,8 +106,7 @@ TEST_F(RegistryTest, VmInTransitTakesNoCommand) {
 
 TEST_F(RegistryTest, CommandWaitsForFvmmdsOwnShortClaim) {
   const auto record = vm_record("web1", v1::VM_RUNNING);
-  const test::SleepingChild child;
-  const auto process = *WorkerProcess::of(child.pid(), scratch_.path() / "w.sock", Shape{64 * kMiB, 1});
+  const auto process = worker();
   add(record).attach(process, v1::WorkerInfo(), 0);
   auto internal = registry_->claim_for(*Id::from_bytes(record.config().id()), *process);
   ASSERT_TRUE(internal);
@@ -114,8 +118,7 @@ TEST_F(RegistryTest, CommandWaitsForFvmmdsOwnShortClaim) {
 TEST_F(RegistryTest, WatchOfAWorkerTheVmHasLeftGetsNoClaim) {
   const auto record = vm_record("web1", v1::VM_RUNNING);
   const Id id = *Id::from_bytes(record.config().id());
-  const test::SleepingChild child;
-  const auto process = *WorkerProcess::of(child.pid(), scratch_.path() / "w.sock", Shape{64 * kMiB, 1});
+  const auto process = worker();
   Claim claim = add(record);
   claim.attach(process, v1::WorkerInfo(), 0);
   EXPECT_TRUE(registry_->note(id, *process, v1::WorkerInfo()));
@@ -128,8 +131,7 @@ TEST_F(RegistryTest, WatchOfAWorkerTheVmHasLeftGetsNoClaim) {
 TEST_F(RegistryTest, VmThatIsShownAsMovedIsShownWithItsPlace) {
   const auto record = vm_record("web1", v1::VM_RUNNING);
   const Id id = *Id::from_bytes(record.config().id());
-  const test::SleepingChild child;
-  const auto process = *WorkerProcess::of(child.pid(), scratch_.path() / "w.sock", Shape{64 * kMiB, 1});
+  const auto process = worker();
   Claim claim = add(record);
   claim.attach(process, v1::WorkerInfo(), 0);
   v1::WorkerInfo info;
