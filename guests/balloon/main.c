@@ -30,14 +30,7 @@ static u64 sum_of(const u8* page) {
 }
 
 static void report(const char* kind, u64 found, u64 expected) {
-  if (++errors > 32) return;
-  struct line line;
-  line_start(&line, "ERR kind=");
-  line_text(&line, kind);
-  line_field(&line, "n", g_requests);
-  line_field(&line, "found", found);
-  line_field(&line, "expected", expected);
-  line_print(&line);
+  line_error(++errors, kind, g_requests, found, expected);
 }
 
 static void verify(u32 page) {
@@ -66,9 +59,7 @@ static void inflate(u32 count, u64 tsc_khz) {
   }
   const struct queue_part part = {(u64)pfns, count * 4, false};
   queue_offer_chain(&part, 1);
-  const u64 limit = rdtsc() + ticks_of_ms(ANSWER_MS, tsc_khz);
-  while (!queue_answered()) {
-    if (rdtsc() < limit) continue;
+  if (!queue_wait(ticks_of_ms(ANSWER_MS, tsc_khz))) {
     report("timeout", 0, 1);
     return;
   }

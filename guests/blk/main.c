@@ -9,7 +9,6 @@
 
 #define BLOCKS_MAX 4096
 #define ANSWER_MS 20000  // a device that needs longer has lost the request
-#define ERRORS_PRINTED_MAX 32
 #define KEPT_MAX 64
 
 enum request { READ = 0, WRITE = 1, FLUSH = 4 };
@@ -29,14 +28,7 @@ static u64 tsc_khz;
 static u64 errors, reads, writes, flushes;
 
 static void report(const char* kind, u64 found, u64 expected) {
-  if (++errors > ERRORS_PRINTED_MAX) return;
-  struct line line;
-  line_start(&line, "ERR kind=");
-  line_text(&line, kind);
-  line_field(&line, "n", g_step);
-  line_field(&line, "found", found);
-  line_field(&line, "expected", expected);
-  line_print(&line);
+  line_error(++errors, kind, g_step, found, expected);
 }
 
 /// One request to its end; whether the device says that it is done.
@@ -48,9 +40,7 @@ static bool ask(enum request type, u64 block, u64* data) {
       {(u64)&header, sizeof header, false}, {(u64)data, BLOCK_BYTES, type == READ}, {(u64)&status, 1, true}};
   const struct queue_part without_data[2] = {all[0], all[2]};
   queue_offer_chain(type == FLUSH ? without_data : all, type == FLUSH ? 2 : 3);
-  const u64 limit = rdtsc() + ticks_of_ms(ANSWER_MS, tsc_khz);
-  while (!queue_answered()) {
-    if (rdtsc() < limit) continue;
+  if (!queue_wait(ticks_of_ms(ANSWER_MS, tsc_khz))) {
     report("timeout", type, block);
     return false;
   }

@@ -28,14 +28,7 @@ static u8 mac[kMacBytes];
 static u32 address;
 
 static void report(const char* kind, u64 found, u64 expected) {
-  if (++errors > 32) return;
-  struct line line;
-  line_start(&line, "ERR kind=");
-  line_text(&line, kind);
-  line_field(&line, "n", g_frames);
-  line_field(&line, "found", found);
-  line_field(&line, "expected", expected);
-  line_print(&line);
+  line_error(++errors, kind, g_frames, found, expected);
 }
 
 static u32 get16(const u8* from) {

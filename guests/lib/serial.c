@@ -10,6 +10,7 @@
 #define LSR_RECEIVED 0x01
 #define LSR_TRANSMIT_EMPTY 0x20
 #define FIFO_BYTES 16
+#define ERRORS_PRINTED_MAX 32
 #define READY_POLLS_MAX 100000  // then send anyway: a wedged port must not stop the guest
 
 static u64 slowest_ticks;
@@ -88,5 +89,16 @@ void line_print(struct line* line) {
 void print_line(const char* text) {
   struct line line;
   line_start(&line, text);
+  line_print(&line);
+}
+
+void line_error(u64 nth, const char* kind, u64 n, u64 found, u64 expected) {
+  if (nth > ERRORS_PRINTED_MAX) return;
+  struct line line;
+  line_start(&line, "ERR kind=");
+  line_text(&line, kind);
+  line_field(&line, "n", n);
+  line_field(&line, "found", found);
+  line_field(&line, "expected", expected);
   line_print(&line);
 }

@@ -28,5 +28,8 @@ void line_field(struct line* line, const char* key, u64 value);
 /// Ends the line with a newline and sends it.
 void line_print(struct line* line);
 void print_line(const char* text);
+/// "ERR kind=KIND n=N found=FOUND expected=EXPECTED", where it happened; of a guest's errors the first 32 are said.
+/// @param nth  which error of the guest this is, from 1
+void line_error(u64 nth, const char* kind, u64 n, u64 found, u64 expected);
 
 #endif  // FVMM_GUESTS_LIB_SERIAL_H_

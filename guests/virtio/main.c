@@ -24,14 +24,7 @@ static u64 sum_of(const u8* page) {
 }
 
 static void report(const char* kind, u64 found, u64 expected) {
-  if (++errors > 32) return;
-  struct line line;
-  line_start(&line, "ERR kind=");
-  line_text(&line, kind);
-  line_field(&line, "n", g_requests);
-  line_field(&line, "found", found);
-  line_field(&line, "expected", expected);
-  line_print(&line);
+  line_error(++errors, kind, g_requests, found, expected);
 }
 
 static void verify_all(void) {
@@ -46,9 +39,7 @@ static void request(u64 tsc_khz, bool same) {
   const u32 page = (u32)(g_requests % PAGES);
   if (sums[page] && sum_of(pages[page]) != sums[page]) report("page", page, sums[page]);
   queue_offer((u64)pages[page], PAGE_BYTES);
-  const u64 limit = rdtsc() + ticks_of_ms(ANSWER_MS, tsc_khz);
-  while (!queue_answered()) {
-    if (rdtsc() < limit) continue;
+  if (!queue_wait(ticks_of_ms(ANSWER_MS, tsc_khz))) {
     report("timeout", 0, 1);
     return;
   }

@@ -114,6 +114,14 @@ bool queue_answered(void) {
   return device_ring.index != taken;
 }
 
+bool queue_wait(u64 ticks) {
+  const u64 limit = rdtsc() + ticks;
+  while (!queue_answered()) {
+    if (rdtsc() >= limit) return false;
+  }
+  return true;
+}
+
 struct used_element queue_take(void) {
   const volatile struct used_element* const element = &device_ring.elements[taken++ % QUEUE_SIZE];
   const struct used_element answer = {element->id, element->length};

@@ -22,6 +22,8 @@ void queue_offer(u64 address, u32 bytes);
 /// Makes one chain of 1 to 16 parts available and notifies, if the device wants to be told.
 void queue_offer_chain(const struct queue_part* parts, u32 count);
 bool queue_answered(void);
+/// Until the device has answered; false after so many ticks of the TSC.
+bool queue_wait(u64 ticks);
 struct used_element queue_take(void);
 /// The descriptor of the last request.
 u32 queue_last_head(void);
