@@ -59,7 +59,7 @@ inline void SimDaemonWorld::die(int process) {
     worker->machine = nullptr;
     world().notify(worker.get(), true);
   }
-  close_links(process, false);
+  sim_close_ends(links_, process, false);
   world().notify_host(process);
 }
 
@@ -67,27 +67,13 @@ inline void SimDaemonWorld::lose_power(int host, SimTime back_after) {
   trace(host, "loses power");
   up_.at(host) = false;
   ++worker_deaths_.at(host);
-  close_links(host, true);
-  close_links(host + 2, true);
+  sim_close_ends(links_, host, true);
+  sim_close_ends(links_, host + 2, true);
   die(host);
   die(host + 2);
   started_cold_.at(host) = false;
   files_.at(host)->power_lost();
   begin_fvmmd(host, back_after);
-}
-
-inline void SimDaemonWorld::close_links(int process, bool power) {
-  for (const auto& weak : links_) {
-    const auto link = weak.lock();
-    for (std::size_t end = 0; link && end < 2; ++end) {
-      if (link->hosts.at(end) != process || link->closed.at(end)) continue;
-      link->closed.at(end) = true;
-      link->silent.at(end) = power;
-      auto& pieces = link->directions.at(end).pieces;
-      if (power && world().chance(2)) std::erase_if(pieces, [this](auto& one) { return one.at > world().now(); });
-      link->changed();
-    }
-  }
 }
 
 /// fvmmd starts again, later; what comes for a dead host then is answered with a reset.
@@ -96,12 +82,7 @@ inline void SimDaemonWorld::begin_fvmmd(int host, SimTime after) {
     std::this_thread::sleep_for(std::chrono::nanoseconds(after));
     if (processes_.at(host + 2).epoch != epoch) return;
     up_.at(host) = true;
-    for (const auto& weak : links_) {
-      const auto link = weak.lock();
-      if (!link || (!link->silent[0] && !link->silent[1])) continue;
-      link->cut = true;
-      link->changed();
-    }
+    sim_reset_silent(links_);
     spawn(host + 2, [this, host] { boot(host); });
   });
 }
@@ -186,18 +167,13 @@ inline void SimDaemonWorld::start_lost_vms() {
 }
 
 inline void SimDaemonWorld::trace(int host, std::string_view what) {
-  spdlog::info("{:.3f} ms, host {}: {}", static_cast<double>(world().now() - kSimEpoch) / 1e6, host, what);
+  sim_trace(host, what);
 }
 
 inline void SimDaemonWorld::spawn(int process, std::function<void()> body) {
   ++active_;
   threads_.emplace_back([this, process, epoch = processes_.at(process).epoch, body = std::move(body)]() mutable {
-    sim_self->host = process;
-    sim_self->epoch = epoch;
-    try {
-      body();
-    } catch (const SimKilled&) {  // with its process
-    }
+    sim_live(process, epoch, body);
     sim_self->host = 0;
     body = nullptr;
     --active_;

@@ -32,6 +32,7 @@
 #include "support/sim_files.h"
 #include "support/sim_machine.h"
 #include "support/sim_net.h"
+#include "support/sim_parts.h"
 #include "support/sim_plan.h"
 
 namespace fvmm::testing {
@@ -103,7 +104,6 @@ class SimDaemonWorld {
   void strike(int process);
   void die(int process);
   void lose_power(int host, SimTime back_after);
-  void close_links(int process, bool power);
   void begin_fvmmd(int host, SimTime after);
   void boot(int host);
   std::shared_ptr<SimDaemon> open_fvmmd(int host, std::string& why);
@@ -167,7 +167,7 @@ class SimDaemonWorld {
   std::array<int, 3> steps_{};
   std::list<std::thread> threads_;
   int active_ = 0;  // of threads_
-  std::vector<std::weak_ptr<SimLink>> links_;
+  SimLinks links_;
   v1::VmConfig config_;
   v1::TemplateRef base_;
   int pids_ = 1000;

@@ -61,6 +61,7 @@ struct SimLink {
   [[nodiscard]] bool over(int e) const { return cut || (closed[1 - e] && !silent[1 - e]); }
   void changed() { SimScheduler::current->notify(this, true); }
 };
+using SimLinks = std::vector<std::weak_ptr<SimLink>>;
 
 /// One end. `alive` is called at every call: it lets others run, and throws when this end's process is dead.
 class SimStream final : public net::Stream {

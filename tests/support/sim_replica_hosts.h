@@ -55,33 +55,17 @@ inline void SimReplicaWorld::die(int number, bool power, SimTime back_after) {
     if (host(2).epoch != epoch) return;
     replica_.reset();
     opened_.reset();
-    for (const auto& weak : links_) {  // what comes for the dead one is answered with a reset
-      const auto link = weak.lock();
-      if (!link || (!link->silent[0] && !link->silent[1])) continue;
-      link->cut = true;
-      link->changed();
-    }
+    sim_reset_silent(links_);
     spawn(2, [this] { boot(); });
   });
 }
 
 inline void SimReplicaWorld::close_links(int number, bool power) {
-  for (const auto& weak : links_) {
-    const auto link = weak.lock();
-    for (std::size_t end = 0; link && end < 2; ++end) {
-      if (link->hosts.at(end) != number || link->closed.at(end)) continue;
-      link->closed.at(end) = true;
-      link->cancelled.at(end) = true;
-      link->silent.at(end) = power;
-      auto& pieces = link->directions.at(end).pieces;
-      if (power && world().chance(2)) std::erase_if(pieces, [this](auto& one) { return one.at > world().now(); });
-      link->changed();
-    }
-  }
+  sim_close_ends(links_, number, power, true);
 }
 
 inline void SimReplicaWorld::trace(int number, std::string_view what) {
-  spdlog::info("{:.3f} ms, host {}: {}", static_cast<double>(world().now() - kSimEpoch) / 1e6, number, what);
+  sim_trace(number, what);
 }
 
 inline void SimReplicaWorld::expect(bool promise, const std::string& what) {
@@ -94,12 +78,7 @@ inline void SimReplicaWorld::spawn(int number, std::function<void()> body) {
   const int epoch = number == 0 ? 0 : host(number).epoch;
   if (number == 2) ++peer_threads_[epoch];
   threads_.emplace_back([this, number, epoch, body = std::move(body)]() mutable {
-    sim_self->host = number;
-    sim_self->epoch = epoch;
-    try {
-      body();
-    } catch (const SimKilled&) {  // with its process
-    }
+    sim_live(number, epoch, body);
     body = nullptr;
     if (number == 2) --peer_threads_[epoch];
   });
@@ -107,11 +86,7 @@ inline void SimReplicaWorld::spawn(int number, std::function<void()> body) {
 
 /// Until nobody is left.
 inline void SimReplicaWorld::join() {
-  while (!threads_.empty()) {
-    std::list<std::thread> all;
-    all.swap(threads_);
-    for (std::thread& thread : all) thread.join();
-  }
+  sim_join(threads_);
 }
 
 }  // namespace fvmm::testing

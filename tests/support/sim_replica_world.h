@@ -30,6 +30,7 @@
 #include "support/sim_files.h"
 #include "support/sim_machine.h"
 #include "support/sim_net.h"
+#include "support/sim_parts.h"
 #include "support/sim_replica_plan.h"
 
 namespace fvmm::testing {
@@ -121,7 +122,7 @@ class SimReplicaWorld {
   std::array<Host, 3> hosts_;
   std::list<std::thread> threads_;
   std::map<int, int> peer_threads_;  // by life of its fvmmd
-  std::vector<std::weak_ptr<SimLink>> links_;
+  SimLinks links_;
   bool healed_ = false;
 
   v1::VmConfig config_;

@@ -43,41 +43,18 @@ inline void SimWayBackWorld::die(Host& host, bool power, SimTime back_after) {
   ++host.epoch;
   trip_.died.at(static_cast<std::size_t>(side_of(host.number))) = true;
   if (host.machine != nullptr) host.machine->die();
-  close_links(host.number, power);
+  sim_close_ends(links_, host.number, power);
   if (power) host.disk.files->power_lost();
   world().notify_host(host.number);
   if (!power) return;
   spawn(0, [this, back_after] {  // what comes for the dead one is answered with a reset
     std::this_thread::sleep_for(std::chrono::nanoseconds(back_after));
-    cut_silent_links();
+    sim_reset_silent(links_);
   });
 }
 
-inline void SimWayBackWorld::close_links(int number, bool power) {
-  for (const auto& weak : links_) {
-    const auto link = weak.lock();
-    for (std::size_t end = 0; link && end < 2; ++end) {
-      if (link->hosts.at(end) != number || link->closed.at(end)) continue;
-      link->closed.at(end) = true;
-      link->silent.at(end) = power;
-      auto& pieces = link->directions.at(end).pieces;
-      if (power && world().chance(2)) std::erase_if(pieces, [this](auto& one) { return one.at > world().now(); });
-      link->changed();
-    }
-  }
-}
-
-inline void SimWayBackWorld::cut_silent_links() {
-  for (const auto& weak : links_) {
-    const auto link = weak.lock();
-    if (!link || (!link->silent[0] && !link->silent[1])) continue;
-    link->cut = true;
-    link->changed();
-  }
-}
-
 inline void SimWayBackWorld::trace(int number, std::string_view what) {
-  spdlog::info("{:.3f} ms, host {}: {}", static_cast<double>(world().now() - kSimEpoch) / 1e6, number, what);
+  sim_trace(number, what);
 }
 
 inline void SimWayBackWorld::expect(bool promise, const std::string& what) {
@@ -89,23 +66,14 @@ inline void SimWayBackWorld::expect(bool promise, const std::string& what) {
 inline void SimWayBackWorld::spawn(int number, std::function<void()> body) {
   const int epoch = number == 0 ? 0 : host(number).epoch;
   threads_.emplace_back([number, epoch, body = std::move(body)]() mutable {
-    sim_self->host = number;
-    sim_self->epoch = epoch;
-    try {
-      body();
-    } catch (const SimKilled&) {  // with its process
-    }
+    sim_live(number, epoch, body);
     body = nullptr;
   });
 }
 
 /// Until nobody is left: every wait of everybody has ended.
 inline void SimWayBackWorld::join() {
-  while (!threads_.empty()) {
-    std::list<std::thread> all;
-    all.swap(threads_);
-    for (std::thread& thread : all) thread.join();
-  }
+  sim_join(threads_);
 }
 
 }  // namespace fvmm::testing

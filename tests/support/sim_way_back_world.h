@@ -30,6 +30,7 @@
 #include "support/sim_files.h"
 #include "support/sim_machine.h"
 #include "support/sim_net.h"
+#include "support/sim_parts.h"
 #include "support/sim_way_back_plan.h"
 
 namespace fvmm::testing {
@@ -101,8 +102,6 @@ class SimWayBackWorld final : private migration::Transport {
   void tick();
   void disk_moment(Host& host);
   void die(Host& host, bool power, SimTime back_after);
-  void close_links(int host, bool power);
-  void cut_silent_links();
   [[nodiscard]] int side_of(int host) const { return host == trip_.from->number ? 1 : 2; }
   void spawn(int host, std::function<void()> body);
   void join();
@@ -137,7 +136,7 @@ class SimWayBackWorld final : private migration::Transport {
   const SimWayBackPlan plan_;
   std::array<Host, 2> hosts_;
   std::list<std::thread> threads_;
-  std::vector<std::weak_ptr<SimLink>> links_;  // of this trip
+  SimLinks links_;  // of this trip
   SimPatientJournal journal_{[this] { alive(); }};
   v1::VmConfig config_;
   Trip trip_;

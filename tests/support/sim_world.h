@@ -19,6 +19,7 @@
 #include "net/frame.h"
 #include "support/sim_host.h"
 #include "support/sim_net.h"
+#include "support/sim_parts.h"
 #include "support/sim_plan.h"
 
 namespace fvmm::testing {
@@ -81,7 +82,7 @@ class SimWorld final : private migration::Transport {
   SimHost source_{1};
   SimHost destination_{2};
   std::list<std::thread> threads_;
-  std::vector<std::weak_ptr<SimLink>> links_;
+  SimLinks links_;
   std::shared_ptr<SimJournal> source_journal_;
   std::shared_ptr<SimJournal> destination_journal_;  // outlives its session
   std::string session_;

@@ -40,17 +40,7 @@ inline void SimWorld::die(SimHost& host, bool power, SimTime back_after) {
   host.left.reset();
   host.destination.reset();
   power ? host.disk.power_lost() : host.disk.process_died();
-  for (const auto& weak : links_) {
-    const auto link = weak.lock();
-    for (int end = 0; link && end < 2; ++end) {
-      if (link->hosts.at(end) != host.number || link->closed.at(end)) continue;
-      link->closed.at(end) = true;
-      link->silent.at(end) = power;
-      auto& pieces = link->directions.at(end).pieces;
-      if (power && world().chance(2)) std::erase_if(pieces, [this](auto& one) { return one.at > world().now(); });
-      link->changed();
-    }
-  }
+  sim_close_ends(links_, host.number, power);
   world().notify_host(host.number);
   if (!power) return boot_again(host);
   host.up = false;
@@ -58,12 +48,7 @@ inline void SimWorld::die(SimHost& host, bool power, SimTime back_after) {
     std::this_thread::sleep_for(std::chrono::nanoseconds(back_after));
     if (host.epoch != epoch) return;
     host.up = true;
-    for (const auto& weak : links_) {  // what comes for the dead one is answered with a reset
-      const auto link = weak.lock();
-      if (!link || (!link->silent[0] && !link->silent[1])) continue;
-      link->cut = true;
-      link->changed();
-    }
+    sim_reset_silent(links_);
     boot_again(host);
   });
 }
@@ -78,7 +63,7 @@ inline void SimWorld::boot_again(SimHost& host) {
 
 /// A line of the story of one seed.
 inline void SimWorld::trace(int host, std::string_view what) {
-  spdlog::info("{:.3f} ms, host {}: {}", static_cast<double>(world().now() - kSimEpoch) / 1e6, host, what);
+  sim_trace(host, what);
 }
 
 inline Status SimWorld::on_step(SimHost& host, std::string_view name) {
@@ -91,23 +76,14 @@ inline Status SimWorld::on_step(SimHost& host, std::string_view name) {
 inline void SimWorld::spawn(int host_number, std::function<void()> body) {
   const int epoch = host_number == 0 ? 0 : host(host_number).epoch;
   threads_.emplace_back([host_number, epoch, body = std::move(body)]() mutable {
-    sim_self->host = host_number;
-    sim_self->epoch = epoch;
-    try {
-      body();
-    } catch (const SimKilled&) {  // with its process
-    }
+    sim_live(host_number, epoch, body);
     body = nullptr;
   });
 }
 
 /// Until nobody is left.
 inline void SimWorld::join() {
-  while (!threads_.empty()) {
-    std::list<std::thread> all;
-    all.swap(threads_);
-    for (std::thread& thread : all) thread.join();
-  }
+  sim_join(threads_);
 }
 
 }  // namespace fvmm::testing
