@@ -71,7 +71,8 @@ Status PeerListener::forget_replica(net::Channel& channel, const v1::PeerHello& 
   FVMM_TRY(check_name("VM", hello.vm().name()), "hello");
   const auto forgotten = FVMM_TRY(context_.replicas.forget(hello, [&] {
     const auto keep = Id::from_bytes(hello.template_().digest()).value_or(Id{});
-    migration::remove_older(context_.store, hello.vm().id(), migration::replica_line(hello.vm()), ~0ULL, keep);
+    migration::remove_older(context_.store, hello.vm().id(), migration::replica_line(hello.vm()),
+                            migration::kAllGenerations, keep);
   }));
   v1::PeerMessage message;
   message.set_kind(v1::PEER_REPLICA_FORGOTTEN);

@@ -35,6 +35,9 @@ void WayBacks::begin(std::shared_ptr<WorkerProcess> worker, const v1::VmConfig& 
 
 // Nobody waits for this, and nothing depends on it: without the generation the way back is against the template.
 void WayBacks::seal(const WorkerProcess& worker, const v1::VmConfig& config) {
+  // Those of now: what a peer pushes while this seals is what the VM is about to come back on.
+  const auto older =
+      migration::generations_of(store_, config.id(), migration::way_back_line(config), migration::kAllGenerations);
   v1::WorkerSealRequest request;
   request.set_store_directory(store_.directory().string());
   const auto sealed = worker.client()->seal_way_back(request, Deadline::after(kSealWait));
@@ -43,7 +46,7 @@ void WayBacks::seal(const WorkerProcess& worker, const v1::VmConfig& config) {
     return;
   }
   spdlog::info("VM {} may come back to {}: {} pages kept", config.name(), sealed->ref().name(), sealed->pages());
-  migration::remove_older(store_, config.id(), migration::way_back_line(config), sealed->ref().generation());
+  migration::remove_generations(store_, older);
 }
 
 }  // namespace fvmm::daemon

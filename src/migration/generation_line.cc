@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <functional>
 #include <optional>
-#include <vector>
 
 #include "base/file.h"
 
@@ -39,17 +38,26 @@ Result<memory::TemplateInfo> newest_generation(const memory::TemplateStore& stor
   return std::move(*newest);
 }
 
+std::vector<memory::TemplateInfo> generations_of(const memory::TemplateStore& store, const std::string& vm_id,
+                                                 const std::string& line, std::uint64_t end) {
+  auto found = store.scan();
+  if (!found) return {};
+  std::erase_if(*found, [&](const memory::TemplateInfo& info) {
+    return info.config.id() != vm_id || !is_of_line(info, line) || info.generation >= end;
+  });
+  std::ranges::sort(*found, std::greater(), &memory::TemplateInfo::generation);
+  return std::move(*found);
+}
+
+void remove_generations(memory::TemplateStore& store, const std::vector<memory::TemplateInfo>& generations) {
+  for (const auto& info : generations) (void)store.remove(info.name);
+}
+
 void remove_older(memory::TemplateStore& store, const std::string& vm_id, const std::string& line, std::uint64_t newest,
                   const memory::Digest& keep) {
-  const auto all = store.scan();
-  if (!all) return;
-  std::vector<memory::TemplateInfo> older;
-  for (const auto& info : *all) {
-    const bool ours = info.config.id() == vm_id && is_of_line(info, line);
-    if (ours && info.generation < newest && info.digest != keep) older.push_back(info);
-  }
-  std::ranges::sort(older, std::greater(), &memory::TemplateInfo::generation);
-  for (const auto& info : older) (void)store.remove(info.name);
+  auto older = generations_of(store, vm_id, line, newest);
+  std::erase_if(older, [&](const memory::TemplateInfo& info) { return info.digest == keep; });
+  remove_generations(store, older);
 }
 
 }  // namespace fvmm::migration

@@ -97,6 +97,10 @@ inline void SimWayBackWorld::keep(migration::Departed departed) {
     files.full_to = files.steps() + plan_.full_to;
     if (plan_.torn) tear(departed);
   }
+  auto store = memory::TemplateStore::open(here.store());
+  const auto older = store ? migration::generations_of(*store, config_.id(), migration::way_back_line(config_),
+                                                       migration::kAllGenerations)
+                           : std::vector<memory::TemplateInfo>{};
   const auto sealed = plan_.plant == SimPlant::kCompareSkipped
                           ? keep_unseen(*here.guest, departed)
                           : migration::seal_way_back(*here.guest, departed, here.store());
@@ -105,8 +109,7 @@ inline void SimWayBackWorld::keep(migration::Departed departed) {
     trip_.refused = memory::generation_name(migration::way_back_line(config_), here.guest->fencing_token);
     return;
   }
-  auto store = memory::TemplateStore::open(here.store());
-  if (store) migration::remove_older(*store, config_.id(), migration::way_back_line(config_), sealed->generation);
+  if (store) migration::remove_generations(*store, older);
 }
 
 /// A planted fault.
