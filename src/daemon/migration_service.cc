@@ -18,6 +18,7 @@ namespace {
 
 constexpr const char* kMigrate = "migrate";
 constexpr std::uint32_t kMaxDowntimeUs = 5'000;  // when the request names none
+constexpr unsigned kPushesMax = 3;               // of what the peer lacks, in one migration
 
 }  // namespace
 
@@ -63,7 +64,9 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
   FVMM_TRY(claim.archive_session(), request.vm());  // its worker is about to overwrite session.pb
   const double before_ms = to_ms(std::chrono::steady_clock::now() - accepted);
   auto result = run(vm, checked, progress);
-  if (result && template_is_missing(*result)) result = push_and_run(vm, checked, progress);
+  for (unsigned i = 0; i < kPushesMax && template_is_missing(result, i > 0); ++i) {
+    result = push_and_run(vm, checked, progress);
+  }
   if (stop_.fired()) return Error(Errc::kUnavailable, "fvmmd is stopping; the worker goes on, see \"vm show\"");
   if (!result) {
     v1::MigrateResult none;
@@ -88,9 +91,12 @@ Result<v1::MigrateEvent> MigrationService::migrate(const v1::MigrateRequest& req
   return last;
 }
 
-bool MigrationService::template_is_missing(const v1::MigrateResult& result) const {
-  return !result.template_().empty() && result.result() == "aborted" &&
-         result.code() == static_cast<std::uint32_t>(Errc::kNotFound) && !stop_.fired();
+// After a push, too: the peer may have tidied what it keeps of this VM meanwhile, also what the pushed one lies on.
+bool MigrationService::template_is_missing(const Result<v1::MigrateResult>& result, bool pushed) const {
+  if (stop_.fired()) return false;
+  if (!result) return pushed && result.error().code() == Errc::kNotFound;
+  return !result->template_().empty() && result->result() == "aborted" &&
+         result->code() == static_cast<std::uint32_t>(Errc::kNotFound);
 }
 
 // The peer refused for want of the template: it travels first, while the guest runs on, and is reported apart.

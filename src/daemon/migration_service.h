@@ -46,7 +46,7 @@ class MigrationService {
   Result<v1::ResolveReport> resolve(const v1::ResolveRequest& request);
 
  private:
-  [[nodiscard]] bool template_is_missing(const v1::MigrateResult& result) const;
+  [[nodiscard]] bool template_is_missing(const Result<v1::MigrateResult>& result, bool pushed) const;
   Result<v1::MigrateResult> push_and_run(const VmView& vm, const v1::MigrateRequest& request,
                                          const std::function<void(const v1::MigrateEvent&)>& progress);
   Result<v1::MigrateResult> run(const VmView& vm, const v1::MigrateRequest& request,
