@@ -19,6 +19,12 @@ import migrate  # noqa: E402
 from lab import GUEST, Ballast, free_port, heartbeats, wait_for  # noqa: E402
 
 IDLE = "seed=5 ws=0 rate=0 cpu=0 beat=500"
+BEAT_WAIT_S = 30  # for the first heartbeat after a move
+LOST_MAX = 3      # guests that QEMU says it has moved, and that do not go on: counted, and begun anew
+
+
+class GuestLost(Exception):
+    """QEMU's migration completed, and the guest stands still."""
 
 
 def connected(path):
@@ -72,20 +78,38 @@ class Qemu:
 
 def guest_gap_ms(host):
     """What the guest saw itself, in its first heartbeat at the destination; and that its memory is whole."""
-    beats = wait_for("a heartbeat in QEMU after the move", lambda: heartbeats(host.printed()))
+    end = time.monotonic() + BEAT_WAIT_S
+    while not (beats := heartbeats(host.printed())):
+        if time.monotonic() > end:
+            raise GuestLost
+        time.sleep(0.01)
     if any(beat["errors"] for beat in beats):
         raise SystemExit("the guest found errors in its memory in QEMU")
     return max(beats[0]["gap_us"], beats[0]["io_us"]) / 1000
 
 
 def qemu_precopy(root, mib, times, cmdline=IDLE):
-    """That many migrations of one guest by QEMU's pre-copy; the figures are QEMU's, the gap the guest's."""
+    """That many migrations by QEMU's pre-copy; the figures are QEMU's, the gap the guest's. `guests_lost` is how often a guest did not
+    go on after the move."""
+    rows, lost = [], 0
+    while len(rows) < times:
+        try:
+            qemu_moves(rows, root, mib, times, cmdline)
+        except GuestLost:
+            lost += 1
+            print(f"QEMU has lost its guest of {mib} MiB", file=sys.stderr)
+            if lost > LOST_MAX:
+                raise SystemExit(f"QEMU loses its guest again and again ({lost} times)")
+    return {**{name: migrate.summary([row[name] for row in rows]) for name in rows[0]}, "guests_lost": lost}
+
+
+def qemu_moves(rows, root, mib, times, cmdline):
+    """One guest, moved until there are that many rows."""
     port = free_port()
     hosts = [Qemu(root, "q0", mib, cmdline)]
-    rows = []
     try:
         wait_for("QEMU's guest to fill its memory", lambda: "FILLED" in hosts[0].printed())
-        for turn in range(times):
+        for turn in range(times - len(rows)):
             ballast = Ballast(mib + 256)
             ballast.release()
             target = Qemu(root, f"q{turn + 1}", mib, cmdline, "-incoming", f"tcp:127.0.0.1:{port}")
@@ -107,7 +131,8 @@ def qemu_precopy(root, mib, times, cmdline=IDLE):
     finally:
         for host in hosts:
             host.close()
-    return {name: migrate.summary([row[name] for row in rows]) for name in rows[0]}
+            if os.path.exists(host.serial):
+                os.unlink(host.serial)
 
 
 def main():

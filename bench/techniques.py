@@ -229,7 +229,11 @@ def main():
     root = tempfile.mkdtemp(prefix="fvmm-bench-")
     try:
         tcp = plain_mb_s(256)["plain_mb_s_median"]
-        rows = [one(options, memory, rate, root) for memory in options.memory for rate in options.rate]
+        rows = []
+        for memory in options.memory:
+            for rate in options.rate:
+                rows.append(one(options, memory, rate, root))
+                print(table(rows[-1:]), file=sys.stderr, flush=True)  # so that a row that fails later takes nothing with it
     finally:
         shutil.rmtree(root, ignore_errors=True)
     judged = budgets(rows, tcp)
