@@ -111,6 +111,7 @@ def fvmm(options, memory, rate, root):
     finally:
         for daemon in (a, b):
             daemon.stop()
+            shutil.rmtree(daemon.state, ignore_errors=True)  # one row's stores are as large as its memory, several times
 
 
 def table(rows):
