@@ -7,13 +7,13 @@
 namespace fvmm::migration {
 namespace {
 
-using memory::testing::delta_over;
-using memory::testing::entries_of;
-using memory::testing::names_of;
-using memory::testing::store_delta;
-using memory::testing::store_template;
-using memory::testing::test_memory;
-using memory::testing::wanted_template;
+using testing::delta_over;
+using testing::entries_of;
+using testing::names_of;
+using testing::store_delta;
+using testing::store_template;
+using testing::test_memory;
+using testing::wanted_template;
 
 using Names = std::vector<std::string>;
 
@@ -37,7 +37,7 @@ class GenerationLine : public ::testing::Test {
   [[nodiscard]] std::string generation(std::uint64_t number) const { return memory::generation_name(line(), number); }
 
   v1::VmConfig vm_;
-  memory::testing::TempDir dir_;
+  testing::TempDir dir_;
   memory::TemplateStore store_ = *memory::TemplateStore::open(dir_.path() / "store");
 };
 
