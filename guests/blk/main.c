@@ -1,6 +1,7 @@
 // A guest that drives one virtio-blk device by polling: it writes blocks whose content it can compute, remembers in
 // memory which version of each it wrote last, and reads them back for ever. A disk that is older or newer than the
 // memory is found. docs/guests.md has the options and the lines.
+#include "blk/bench.h"
 #include "blk/content.h"
 #include "lib/boot.h"
 #include "lib/serial.h"
@@ -26,31 +27,40 @@ static struct header header;
 static u8 status;
 static u64 tsc_khz;
 static u64 errors, reads, writes, flushes;
+static bool measuring;  // nothing is looked at but the answer
 
 static void report(const char* kind, u64 found, u64 expected) {
   line_error(++errors, kind, g_step, found, expected);
 }
 
 /// One request to its end; whether the device says that it is done.
-static bool ask(enum request type, u64 block, u64* data) {
+static bool ask_at(enum request type, u64 sector, u64* data, u64 bytes) {
   header.type = type;
-  header.sector = block * BLOCK_SECTORS;
+  header.sector = sector;
   status = 0xff;
   const struct queue_part all[3] = {
-      {(u64)&header, sizeof header, false}, {(u64)data, BLOCK_BYTES, type == READ}, {(u64)&status, 1, true}};
+      {(u64)&header, sizeof header, false}, {(u64)data, (u32)bytes, type == READ}, {(u64)&status, 1, true}};
   const struct queue_part without_data[2] = {all[0], all[2]};
   queue_offer_chain(type == FLUSH ? without_data : all, type == FLUSH ? 2 : 3);
   if (!queue_wait(ticks_of_ms(ANSWER_MS, tsc_khz))) {
-    report("timeout", type, block);
+    report("timeout", type, sector);
     return false;
   }
   const struct used_element used = queue_take();
   if (used.id != queue_last_head()) report("head", used.id, queue_last_head());
-  queue_check_interrupt(report);
+  if (!measuring) queue_check_interrupt(report);
   ++g_step;
   const u8 answer = *(volatile u8*)&status;
   if (answer != 0) report("status", answer, type);
   return answer == 0;
+}
+
+static bool ask(enum request type, u64 block, u64* data) {
+  return ask_at(type, block * BLOCK_SECTORS, data, BLOCK_BYTES);
+}
+
+static bool read_for_bench(u64 sector, u64 bytes) {
+  return ask_at(READ, sector, kept[0], bytes);
 }
 
 static void check_block(u64 block) {
@@ -135,6 +145,9 @@ void guest_main(u64 start_info) {
   if (keep > KEPT_MAX) keep = KEPT_MAX;
   const u64 slot = queue_start(2, option("event_idx", 1) != 0);
   const u64 sectors = queue_config(0);
+  measuring = option("bench", 0) != 0;
+  if (measuring) bench_disk(read_for_bench, sectors, sizeof kept, option("bench", 0), tsc_khz);
+  measuring = false;
   u64 blocks = option("blocks", 256);
   if (blocks > BLOCKS_MAX) blocks = BLOCKS_MAX;
   if (blocks > sectors / BLOCK_SECTORS) blocks = sectors / BLOCK_SECTORS;

@@ -1,9 +1,9 @@
 #include "echo/device.h"
 
 #include "lib/boot.h"
+#include "virtio/find.h"
 #include "virtio/registers.h"
 
-#define PLACES 2
 #define TYPE_NET 1
 
 #define FEATURE_MAC (1U << 5)
@@ -79,23 +79,9 @@ static void start_queue(u32 which) {
   queue->driver.used_event = 0x8000;  // far from any index for as long as we take answers in time
 }
 
-/// Where virtio-mmio devices are: ours, and those of QEMU's microvm.
-static const struct {
-  u64 base, bytes, slots;
-} places[PLACES] = {{0xd0000000ULL, 0x1000, 18}, {0xfeb00000ULL, 0x200, 24}};
-
-static u64 find(void) {
-  for (u32 place = 0; place < PLACES; ++place) {
-    for (u64 slot = 0; slot < places[place].slots; ++slot) {
-      base = places[place].base + slot * places[place].bytes;
-      if (get(REG_MAGIC) == MAGIC && get(REG_VERSION) == 2 && get(REG_DEVICE_ID) == TYPE_NET) return slot;
-    }
-  }
-  fatal("no network device");
-}
-
 u64 net_start(bool event_idx) {
-  const u64 slot = find();
+  const struct virtio_place place = virtio_find(TYPE_NET);
+  base = place.base;
   use_event_idx = event_idx;
   set(REG_STATUS, 0);
   set(REG_STATUS, 1);
@@ -109,7 +95,7 @@ u64 net_start(bool event_idx) {
   for (u32 i = 0; i < kQueues; ++i) start_queue(i);
   set(REG_STATUS, 1 | 2 | 8 | 4);
   for (int i = 0; i < NET_BUFFERS; ++i) net_give_back(i);
-  return slot;
+  return place.slot;
 }
 
 void net_mac(u8 mac[6]) {

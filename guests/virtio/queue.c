@@ -1,11 +1,9 @@
 #include "virtio/queue.h"
 
 #include "lib/boot.h"
+#include "virtio/find.h"
 #include "virtio/registers.h"
 
-#define SLOT_BASE 0xd0000000ULL
-#define SLOT_BYTES 0x1000ULL
-#define SLOTS 18
 #define QUEUE_SIZE 16  // power of two
 
 struct driver_ring {
@@ -40,16 +38,9 @@ static void set_address(u64 offset, const volatile void* ring) {
   set(offset + 4, (u32)((u64)ring >> 32));
 }
 
-static u64 find(u32 type) {
-  for (u64 slot = 0; slot < SLOTS; ++slot) {
-    base = SLOT_BASE + slot * SLOT_BYTES;
-    if (get(REG_MAGIC) == MAGIC && get(REG_VERSION) == 2 && get(REG_DEVICE_ID) == type) return slot;
-  }
-  fatal("no virtio device of that type");
-}
-
 u64 queue_start(u32 type, bool event_idx) {
-  const u64 slot = find(type);
+  const struct virtio_place place = virtio_find(type);
+  base = place.base;
   use_event_idx = event_idx;
   set(REG_STATUS, 0);
   set(REG_STATUS, 1);
@@ -68,7 +59,7 @@ u64 queue_start(u32 type, bool event_idx) {
   set(REG_QUEUE_READY, 1);
   if (get(REG_QUEUE_READY) != 1) fatal("the device refuses the queue");
   set(REG_STATUS, 1 | 2 | 8 | 4);
-  return slot;
+  return place.slot;
 }
 
 u32 queue_last_head(void) {
