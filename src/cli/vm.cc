@@ -151,6 +151,7 @@ constexpr std::uint32_t kClonesMax = 256;  // the daemon's limit too (daemon::kC
 struct CloneOptions {
   std::string name, from, tracking;
   std::vector<std::string> nets;
+  std::vector<std::string> disks;
   std::uint32_t count = 1;
   bool start = false;
 };
@@ -166,6 +167,12 @@ void add_clone(CLI::App& vm, Chosen& chosen) {
       .add_option("--net", options->nets,
                   "In place of the template's networks, once for each: as for create; %n is the clone's number")
       ->allow_extra_args(false);
+  command
+      .add_option(
+          "--disk", options->disks,
+          "path=FILE[,shared]: where what it writes to a disk of the template goes, once for each disk that the "
+          "template holds; %n is the clone's number. Default: in the VM's directory, gone with \"vm rm\"")
+      ->allow_extra_args(false);
   command.add_flag("--start", options->start, "Start them at once");
   command.callback([&chosen, options] {
     chosen = [options](Session& session) {
@@ -178,6 +185,11 @@ void add_clone(CLI::App& vm, Chosen& chosen) {
         auto net = parse_net(text);
         if (!net) return session.fail(net.error(), kUsage);
         *request.add_nets() = std::move(*net);
+      }
+      for (const std::string& text : options->disks) {
+        auto disk = parse_disk(text);
+        if (!disk) return session.fail(disk.error(), kUsage);
+        *request.add_disks() = std::move(*disk);
       }
       request.set_start(options->start);
       v1::VmList answer;

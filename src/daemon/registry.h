@@ -116,6 +116,8 @@ class Registry {
   [[nodiscard]] std::vector<VmView> list() const;  // sorted by name
   [[nodiscard]] Result<VmView> find(const std::string& name) const;
   [[nodiscard]] std::optional<VmView> find(const Id& id) const;
+  /// Of a VM with that id, there or not.
+  [[nodiscard]] std::filesystem::path directory_of(const Id& id) const { return directory_ / id.hex(); }
 
   /// kNotFound; kFailedPrecondition naming what is under way, or, unless allowed, that the VM is unsettled and the fix.
   Result<Claim> claim(const std::string& name, const std::string& what, Allow allow = Allow::kSettledOnly);
@@ -150,7 +152,6 @@ class Registry {
       : directory_(std::move(directory)), ledger_(ledger) {}
   Status load();
   [[nodiscard]] VmView view_of(const Id& id, const Entry& entry) const;
-  [[nodiscard]] std::filesystem::path directory_of(const Id& id) const { return directory_ / id.hex(); }
   Result<Claim> claim_locked(std::unique_lock<std::mutex>& lock, const Id& id, const std::string& what, Allow allow);
   void store(const Id& id, const v1::VmRecord& record);
   void release(const Id& id);

@@ -154,7 +154,7 @@ Result<v1::ReplicaStatus> ReplicationService::start(const v1::ReplicateRequest& 
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}: only a running or paused VM can be replicated",
                                                         request.vm(), state_text(vm.state())));
   }
-  FVMM_TRY(vmm::check_disks_readonly(vm.record.config(), "a replica"));
+  FVMM_TRY(vmm::check_disks_readonly(vm.record.config()));
   FVMM_TRY(vmm::check_disks_travel(vm.record.config()));
   const WorkerClient worker(vm.worker->socket());
   if (const auto already = worker.replication_status(Deadline::after(kStatusWait)); already) {

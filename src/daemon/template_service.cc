@@ -9,8 +9,8 @@
 
 #include "daemon/call_worker.h"
 #include "daemon/checks.h"
+#include "daemon/clone_disks.h"
 #include "migration/generation_line.h"
-#include "vmm/disk_config.h"
 
 namespace fvmm::daemon {
 
@@ -27,6 +27,11 @@ v1::TemplateInfo to_proto(const memory::TemplateInfo& info) {
   out.set_chain(info.chain == 0 ? 0 : info.chain - 1);
   out.set_runs(info.runs);
   out.set_mappable(info.is_mappable());
+  for (const memory::DiskCut& cut : info.disks) {
+    v1::TemplateDisk& disk = *out.add_disks();
+    disk.set_disk(cut.disk);
+    disk.set_layers(static_cast<std::uint32_t>(cut.layers.size()));
+  }
   out.set_template_memory(info.resident_file.empty() ? "stored" : "resident");
   return out;
 }
@@ -78,7 +83,7 @@ Result<v1::TemplateInfo> TemplateService::capture(const v1::CreateTemplateReques
     return Error(Errc::kFailedPrecondition, fmt::format("VM {} is {}: a template is taken of a running or paused VM",
                                                         request.vm(), state_text(vm.state())));
   }
-  FVMM_TRY(vmm::check_disks_readonly(vm.record.config(), "a template"));
+  FVMM_TRY(check_disks_shareable(vm.record.config(), store_.directory()));
   v1::WorkerTemplateRequest work;
   work.set_name(request.name());
   work.set_store_directory(store_.directory().string());
@@ -117,6 +122,11 @@ Result<v1::VerifyReport> TemplateService::verify(const std::string& name) const 
   out.set_pages_checked(report.pages_checked);
   out.set_pages_bad(report.pages_bad);
   out.set_detail(report.detail);
+  const Status disks = verify_disks(FVMM_TRY(store_.find(name)));
+  if (disks) return out;
+  if (disks.error().code() != Errc::kDataLoss) return disks.error();
+  out.set_good(false);
+  out.set_detail(fmt::format("{}{}{}", report.detail, report.detail.empty() ? "" : "; ", disks.error().message()));
   return out;
 }
 
@@ -146,6 +156,9 @@ Result<v1::TemplateInfo> TemplateService::import(const v1::ImportRequest& reques
   if (!request.directory().starts_with('/')) {
     return Error(Errc::kInvalidArgument, fmt::format("\"{}\" must be an absolute path", request.directory()));
   }
+  // They never change, so that they are good before the links are made is enough.
+  const auto source = FVMM_TRY(memory::OpenTemplate::open(request.directory()), "import " + request.directory());
+  FVMM_TRY(verify_disks(source.info()), "import " + request.directory());
   return to_proto(FVMM_TRY(store_.import_linked(request.directory())));
 }
 
@@ -209,6 +222,13 @@ Result<v1::PushEvent> TemplateService::push(const v1::PushRequest& request,
     event.set_bytes_total(at.bytes_total);
     return progress(event);
   };
+  if (!info.disks.empty()) {
+    return Error(
+        Errc::kUnimplemented,
+        fmt::format("template {} holds disks, which a push does not carry: bring its directory to the other host's "
+                    "filesystem, and \"template import --link\" it there",
+                    info.name));
+  }
   const auto stats = FVMM_TRY(push_with_parents(store_, info, to, deadline, on_progress));
   event.set_done(true);
   event.set_already_there(stats.already_there);

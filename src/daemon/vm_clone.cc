@@ -7,21 +7,15 @@
 #include <thread>
 
 #include "daemon/checks.h"
+#include "daemon/clone_disks.h"
 #include "daemon/spawner.h"
 #include "daemon/template_service.h"
 #include "daemon/vm_service.h"
-#include "vmm/disk_config.h"
 #include "vmm/net_config.h"
 
 namespace fvmm::daemon {
 
 namespace {
-
-/// "%n" stands for the clone's number.
-std::string numbered(std::string text, unsigned number) {
-  if (const auto at = text.find("%n"); at != std::string::npos) text.replace(at, 2, std::to_string(number));
-  return text;
-}
 
 // Another VM: its networks get addresses of their own, and other places if the request says so.
 Status place_clone(v1::VmConfig& config, const v1::CloneRequest& request, unsigned number) {
@@ -56,7 +50,13 @@ Result<std::vector<v1::VmRecord>> VmService::clone_records(const v1::CloneReques
   }
   FVMM_TRY(check_name("VM", request.name()));
   const auto from = FVMM_TRY(store_.find(request.template_()));
-  FVMM_TRY(vmm::check_disks_readonly(from.config, "template " + from.name));
+  if (!holds_disks(from)) {
+    return Error(
+        Errc::kFailedPrecondition,
+        fmt::format("template {} is of memory alone, and its VM wrote to disks: a clone would find other disks than "
+                    "it remembers",
+                    from.name));
+  }
   std::vector<v1::VmRecord> records;
   for (unsigned i = 1; i <= count; ++i) {
     v1::VmRecord record;
@@ -67,6 +67,8 @@ Result<std::vector<v1::VmRecord>> VmService::clone_records(const v1::CloneReques
     if (!request.tracking().empty()) record.mutable_config()->set_tracking(request.tracking());
     write_down_tracking(*record.mutable_config());
     FVMM_TRY(place_clone(*record.mutable_config(), request, i));
+    const auto directory = registry_.directory_of(FVMM_TRY(Id::from_bytes(record.config().id())));
+    FVMM_TRY(place_disks(*record.mutable_config(), from, request, i, directory));
     FVMM_TRY(check_config(record.config()));
     record.set_state(v1::VM_CREATED);
     record.set_fencing_token(1);

@@ -7,6 +7,7 @@
 
 #include "daemon/call_worker.h"
 #include "daemon/checks.h"
+#include "daemon/clone_disks.h"
 #include "daemon/disk_files.h"
 #include "daemon/spawner.h"
 #include "memory/tracking.h"
@@ -50,6 +51,14 @@ Result<std::shared_ptr<WorkerProcess>> running_worker(const VmView& vm) {
   if (vm.worker) return vm.worker;
   return Error(Errc::kFailedPrecondition,
                fmt::format("VM {} is not running, it is {}", vm.record.config().name(), state_text(vm.state())));
+}
+
+/// Whether a VM that came from the template starts there again. Not once it has written to its disks, or where only its
+/// memory was kept: the template remembers other disks, and a start is what it is for any machine, from the kernel.
+Result<bool> starts_from(const memory::TemplateInfo& from, const v1::VmRecord& record) {
+  if (!holds_disks(from)) return false;
+  if (record.state() == v1::VM_CREATED) return true;  // what stands where its disks are to be made is refused
+  return are_untouched(record.config(), from);
 }
 
 Result<v1::WorkerInfo> start_in(const Provisions& provisions, const VmView& vm, const Deadline& deadline) {
@@ -112,30 +121,31 @@ Result<v1::VmInfo> VmService::start(const std::string& name, const Deadline& dea
   return to_answer(claim);
 }
 
-Status VmService::ready_disks(const v1::VmConfig& config) const {
+Status VmService::ready_disks(const v1::VmConfig& config, const memory::TemplateInfo* from) const {
   if (config.disks().empty()) return {};
   FVMM_TRY(check_disk_files(config));
   FVMM_TRY(check_disks_free(config, registry_.list()));
-  return make_disk_layers(config);
+  return from != nullptr ? make_clone_disks(config, *from) : make_disk_layers(config);
 }
 
 Result<Provisions> VmService::provide(const v1::VmRecord& record, const Deadline& deadline) {
   Provisions out;
   const v1::TemplateRef& from = record.template_();
-  if (from.id().empty()) {
-    FVMM_TRY(check_files(record.config()));
-  } else {
+  if (!from.id().empty()) {
     const Id id = FVMM_TRY(Id::from_bytes(from.id()), "template id");
     const memory::Digest digest = FVMM_TRY(Id::from_bytes(from.digest()), "template digest");
     out.from = FVMM_TRY(store_.find(id, digest), fmt::format("template {}", from.name()));
+    if (!FVMM_TRY(starts_from(*out.from, record))) out.from.reset();
   }
-  FVMM_TRY(ready_disks(record.config()));
+  if (!out.from) FVMM_TRY(check_files(record.config()));
+  FVMM_TRY(ready_disks(record.config(), out.from ? &*out.from : nullptr));
   out.nets = FVMM_TRY(vmm::open_nets(record.config()));
   out.taken = FVMM_TRY(pool_.take({record.config().memory_bytes(), record.config().vcpus()}, deadline));
   return out;
 }
 
 Status VmService::launch(Claim& claim, SteadyTime accepted, const Deadline& deadline) {
+  FVMM_TRY(claim.make_directory());  // a clone's disks may lie there
   return launch(claim, FVMM_TRY(provide(claim.view().record, deadline)), accepted, deadline);
 }
 

@@ -73,10 +73,12 @@ class VmService {
                             const std::function<bool()>& left);
 
  private:
-  /// Runs the claimed VM: from its template if it came from one, else from its kernel.
+  /// Runs the claimed VM: from its template if it came from one and its disks are as that has them, else from its
+  /// kernel.
   Status launch(Claim& claim, SteadyTime accepted, const Deadline& deadline);
   Status launch(Claim& claim, Provisions provisions, SteadyTime accepted, const Deadline& deadline);
-  Status ready_disks(const v1::VmConfig& config) const;  // nobody else has them, and layers to be made are made
+  /// Nobody else has them, and layers to be made are made. `from`: the template it starts from, if any.
+  Status ready_disks(const v1::VmConfig& config, const memory::TemplateInfo* from) const;
   Result<std::vector<v1::VmRecord>> clone_records(const v1::CloneRequest& request) const;
   Status launch_all(std::vector<Claim>& claims, SteadyTime accepted, const Deadline& deadline);
 

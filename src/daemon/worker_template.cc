@@ -12,6 +12,7 @@
 #include <spdlog/spdlog.h>
 
 #include "base/pause_guard.h"
+#include "base/scope_exit.h"
 #include "daemon/template_service.h"
 #include "daemon/worker_process.h"
 #include "memory/instant_copy.h"
@@ -47,6 +48,8 @@ class TemplateOfGuest {
       : guest_(guest), request_(request), on_step_(on_step) {}
 
   Result<v1::TemplateInfo> stop() {
+    FVMM_TRY(guest_.machine->prepare_disk_cut());
+    const ScopeExit drop([this] { guest_.machine->drop_disk_cut(); });
     const auto began = std::chrono::steady_clock::now();
     memory::TemplateInfo info;
     {
@@ -60,6 +63,8 @@ class TemplateOfGuest {
 
   /// Engines chase and cow.
   Result<v1::TemplateInfo> running(const std::string& engine) {
+    FVMM_TRY(guest_.machine->prepare_disk_cut());
+    const ScopeExit drop([this] { guest_.machine->drop_disk_cut(); });
     FVMM_TRY(guest_.machine->dirty().harvest());
     auto since = guest_.machine->dirty().add_reader();
     since->put_back(guest_.since_base->pending());
@@ -103,6 +108,8 @@ class TemplateOfGuest {
     memory::TemplateWriter writer = FVMM_TRY(begin_whole(store));
     memory::Bitmap pages = guest_.since_base->pending();
     if (!guest_.base.id().empty()) pages.set_all();  // a base generation is whole: what the old base holds goes in, too
+    FVMM_TRY(guest_.machine->cut_disks());
+    FVMM_TRY(add_disks(writer));
     return memory::seal_pages(writer, pages, ram, state);
   }
 
@@ -131,12 +138,19 @@ class TemplateOfGuest {
     FVMM_TRY(staged.settle(), "captured pages");
     if (on_step_) FVMM_TRY(on_step_("seal"));
     FVMM_TRY(guest_.machine->fenced());
+    FVMM_TRY(add_disks(writer));
     if (writer.capture_file() < 0) return memory::seal_pages(writer, taken.pages, staged, taken.state);
     for (const memory::PageRange& range : taken.pages.ranges(memory::kTemplateChunkPages)) {
       FVMM_TRY(writer.add_captured(range.first, staged.pages(range)));
     }
     FVMM_TRY(writer.set_machine_state(taken.state));
     return writer.seal();
+  }
+
+  // What the disks held at the same instant.
+  Status add_disks(memory::TemplateWriter& writer) {
+    for (const memory::DiskCut& cut : FVMM_TRY(guest_.machine->seal_disk_cut())) FVMM_TRY(writer.add_disk(cut));
+    return {};
   }
 
   Status adopt(const memory::TemplateInfo& info) {

@@ -180,6 +180,18 @@ Status VirtioBlk::flush(const Deadline& deadline) {
   return *flushed_;
 }
 
+disk::LayerInfo VirtioBlk::top() const {
+  const std::lock_guard lock(mutex_);
+  FVMM_CHECK(!raw_, "a raw disk has no layers");
+  return engine_->stack().top()->info();
+}
+
+Result<std::shared_ptr<disk::Layer>> VirtioBlk::put_over(std::unique_ptr<disk::Layer> next) {
+  const std::lock_guard lock(mutex_);
+  FVMM_CHECK(quiet_, "only a disk at rest goes on in another layer");
+  return engine_->put_over(std::move(next));
+}
+
 Status VirtioBlk::reread() {
   const std::lock_guard lock(mutex_);
   FVMM_CHECK(quiet_, "only a disk at rest is read again");

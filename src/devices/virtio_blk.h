@@ -64,6 +64,10 @@ class VirtioBlk final : public VirtioDevice {
   [[nodiscard]] disk::EngineCounters counters() const;
   /// All that was answered is on the files, and what their maps say of it. kDeadlineExceeded, kIo. Only while quiet.
   Status flush(const Deadline& deadline);
+  /// Of the layer that is written to. Not of a raw disk.
+  [[nodiscard]] disk::LayerInfo top() const;
+  /// As disk::Engine::put_over(). Only while quiet, and flushed.
+  Result<std::shared_ptr<disk::Layer>> put_over(std::unique_ptr<disk::Layer> next);
   /// Sees what another host wrote to the files since they were opened. As disk::Engine::reread(). Only while quiet.
   Status reread();
 

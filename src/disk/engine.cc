@@ -198,6 +198,13 @@ Status Engine::reread() {
   return stack_.is_raw() ? Status{} : stack_.top()->reread();
 }
 
+Result<std::shared_ptr<Layer>> Engine::put_over(std::unique_ptr<Layer> next) {
+  FVMM_CHECK(jobs_.empty() && !stack_.is_raw(), "a layer is put over a layered disk at rest");
+  FVMM_CHECK(stack_.top()->map().take_changed().empty(), "what lies below a layer is flushed");
+  freed_.clear();  // of the layer that nothing changes any more
+  return stack_.put_over(std::move(next));
+}
+
 std::vector<ClusterIndex> Engine::take_dirty() {
   std::vector<ClusterIndex> out;
   for (ClusterIndex i = 0; i < dirty_.size(); ++i) {

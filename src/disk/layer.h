@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "base/id.h"
 #include "base/result.h"
@@ -13,7 +14,8 @@
 
 namespace fvmm::disk {
 
-inline constexpr std::uint32_t kLayerVersion = 1;
+inline constexpr std::uint32_t kLayerVersion = 1;        // of a layer that is written to
+inline constexpr std::uint32_t kSealedLayerVersion = 2;  // of one that never changes again
 
 /// What a layer's header says. `parent` is zero for a layer with nothing below but zeros or a raw base image.
 struct LayerInfo {
@@ -30,7 +32,8 @@ class Layer {
 
   /// Makes an empty layer, durable with its name. kAlreadyExists, kInvalidArgument for the size, kResourceExhausted.
   static Result<std::unique_ptr<Layer>> create(const std::filesystem::path& path, const LayerInfo& info);
-  /// kNotFound; kDataLoss for a file that is not a whole layer; kUnimplemented for a version of the future.
+  /// kNotFound; kDataLoss for a file that is not a whole layer; kUnimplemented for a version of the future;
+  /// kFailedPrecondition to write to a sealed one.
   static Result<std::unique_ptr<Layer>> open(const std::filesystem::path& path, Access access);
 
   /// Whether the file says at its start that it is a layer, whole or not. kIo.
@@ -38,6 +41,16 @@ class Layer {
   /// Header and map again, as another host may have written them since. kFailedPrecondition when it is another layer
   /// now; errors as open(). What was changed here and not written is lost.
   Status reread();
+
+  /// From here on it never changes: its content is hashed, the header says so, durable, and its mode allows no writer.
+  /// All that was written is flushed, and nothing writes to it any more. Sealed already: nothing. kIo. Reads all of its
+  /// data. Thread: any one, also while it is read as a lower layer.
+  Status seal();
+  /// Of a sealed one: whether map and data are what was sealed. kDataLoss; kFailedPrecondition when it is not sealed.
+  [[nodiscard]] Status verify() const;
+  [[nodiscard]] bool sealed() const { return sealed_.has_value(); }
+  /// Its file has another name now.
+  void moved(std::filesystem::path path) { path_ = std::move(path); }
 
   [[nodiscard]] const LayerInfo& info() const { return info_; }
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
@@ -50,10 +63,12 @@ class Layer {
  private:
   Layer(std::filesystem::path path, UniqueFd file, const LayerInfo& info);
   Status read_map();
+  [[nodiscard]] Result<Id> content() const;
   std::filesystem::path path_;
   UniqueFd file_;
   LayerInfo info_;
   ClusterMap map_;
+  std::optional<Id> sealed_;  // XXH3-128 of the content then
 };
 
 }  // namespace fvmm::disk

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "disk/below.h"
 
 namespace fvmm::disk {
 namespace {
@@ -91,7 +92,8 @@ Result<Stack> open_disk(const DiskFiles& files) {
                                              ", base " + files.base.string() + " has " + bytes_text(base.bytes) +
                                              ": it was made over another base, or that has changed its size");
   }
-  return Stack::layered(std::move(layer), {}, std::move(base));
+  LowerLayers lower = FVMM_TRY(open_below(files.path, layer->info()));
+  return Stack::layered(std::move(layer), std::move(lower), std::move(base));
 }
 
 Status make_layer(const DiskFiles& files) {

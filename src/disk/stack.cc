@@ -51,16 +51,17 @@ Status check_below(const Layer& layer, const Layer* below, std::uint64_t disk_by
                                            (below ? below->info().id.hex() : std::string("none")));
 }
 
+Status check_depth(std::size_t layers) {
+  if (layers <= kLayersMax) return {};
+  return Error(Errc::kResourceExhausted, "a disk of " + std::to_string(layers) + " layers; at most " +
+                                             std::to_string(kLayersMax) + " can lie on each other");
+}
+
 }  // namespace
 
-Result<Stack> Stack::layered(std::unique_ptr<Layer> top, std::vector<std::shared_ptr<const Layer>> lower,
-                             RawImage base) {
+Result<Stack> Stack::layered(std::unique_ptr<Layer> top, LowerLayers lower, RawImage base) {
   FVMM_CHECK(top != nullptr, "a layered disk has a layer that is written to");
-  if (lower.size() + 1 > kLayersMax) {
-    return Error(Errc::kResourceExhausted, "a disk of " + std::to_string(lower.size() + 1) + " layers; at most " +
-                                               std::to_string(kLayersMax) +
-                                               " can lie on each other: fold its template");
-  }
+  FVMM_TRY(check_depth(lower.size() + 1));
   const std::uint64_t bytes = top->info().disk_bytes;
   const Layer* over = top.get();
   for (const auto& layer : lower) {
@@ -79,6 +80,15 @@ Result<Stack> Stack::layered(std::unique_ptr<Layer> top, std::vector<std::shared
   stack.lower_ = std::move(lower);
   stack.base_ = std::move(base);
   return stack;
+}
+
+Result<std::shared_ptr<Layer>> Stack::put_over(std::unique_ptr<Layer> next) {
+  FVMM_CHECK(top_ != nullptr && next->info().parent == top_->info().id, "the next layer lies on this disk's highest");
+  FVMM_TRY(check_depth(lower_.size() + 2));
+  std::shared_ptr<Layer> old = std::move(top_);
+  lower_.insert(lower_.begin(), old);
+  top_ = std::move(next);
+  return old;
 }
 
 Extent Stack::find(ClusterIndex cluster) const {

@@ -30,6 +30,8 @@ struct RawImage {
 /// Opens a raw image and learns its size. kInvalidArgument for what is neither file nor block device, or is empty.
 Result<RawImage> open_raw(const std::filesystem::path& path, bool writable);
 
+using LowerLayers = std::vector<std::shared_ptr<const Layer>>;  // the highest first
+
 /// All files of one disk. Owner: its Engine. Thread: the disk's I/O thread.
 class Stack {
  public:
@@ -38,13 +40,17 @@ class Stack {
   /// `top` is written to; `lower` are sealed, the highest first; `base` may be missing, then zeros are below all.
   /// kInvalidArgument when sizes differ, the base is larger than the disk, or a layer's parent is not what lies below
   /// it; kResourceExhausted for more than kLayersMax layers.
-  static Result<Stack> layered(std::unique_ptr<Layer> top, std::vector<std::shared_ptr<const Layer>> lower,
-                               RawImage base);
+  static Result<Stack> layered(std::unique_ptr<Layer> top, LowerLayers lower, RawImage base);
 
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
   [[nodiscard]] bool writable() const { return writable_; }
   [[nodiscard]] bool is_raw() const { return top_ == nullptr; }
   [[nodiscard]] Layer* top() { return top_.get(); }
+  [[nodiscard]] const Layer* top() const { return top_.get(); }
+  [[nodiscard]] const LowerLayers& lower() const { return lower_; }
+  /// From here on writes go to `next`, an empty layer over the highest one, which is returned and lies below it now.
+  /// kResourceExhausted for more than kLayersMax layers.
+  Result<std::shared_ptr<Layer>> put_over(std::unique_ptr<Layer> next);
   [[nodiscard]] int write_fd() const { return top_ ? top_->fd() : base_.file.get(); }
   [[nodiscard]] int base_fd() const { return base_.file.get(); }  // -1: zeros are below all
 
@@ -63,7 +69,7 @@ class Stack {
   std::uint64_t bytes_ = 0;
   bool writable_ = false;
   std::unique_ptr<Layer> top_;
-  std::vector<std::shared_ptr<const Layer>> lower_;
+  LowerLayers lower_;
   RawImage base_;
 };
 

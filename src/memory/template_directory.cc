@@ -13,6 +13,7 @@
 
 #include "base/file.h"
 #include "memory/hash_table.h"
+#include "memory/template_disks.h"
 #include "memory/template_format.h"
 #include "memory/template_store.h"
 
@@ -201,6 +202,7 @@ Result<Inspected> inspect(int directory, const fs::path& path) {
   info.created = manifest.created();
   info.config = manifest.config();
   info.directory = path;
+  info.disks = FVMM_TRY(inspect_disks(directory, path, manifest, info.stored_bytes));
   info.kind = manifest.kind();
   info.parent_digest = FVMM_TRY(Id::from_bytes(manifest.parent_digest()));
   if (info.parent_digest.none()) return seen;

@@ -63,9 +63,36 @@ Result<Envelope> unwrap(const Magic& magic, std::uint32_t version_max, std::stri
   return Envelope{.version = header.version, .body = body};
 }
 
-std::uint32_t version_of(const v1::TemplateManifest& manifest) {
+std::uint32_t memory_version_of(const v1::TemplateManifest& manifest) {
   if (is_squashed(manifest)) return kSquashedVersion;
   return manifest.kind() == v1::TEMPLATE_BASE && !manifest.has_delta() ? kTemplateVersion : kDeltaVersion;
+}
+
+std::uint32_t version_of(const v1::TemplateManifest& manifest) {
+  return manifest.disks_size() != 0 ? kDisksVersion : memory_version_of(manifest);
+}
+
+Status check_disk(const v1::DiskOfTemplate& disk, const v1::VmConfig& config) {
+  if (disk.disk() >= static_cast<std::uint32_t>(config.disks_size()) || disk.layers_size() == 0 ||
+      disk.layers_size() > kDiskLayersMax) {
+    return Error(Errc::kDataLoss, "a disk that its VM does not have, or of too few or many layers");
+  }
+  for (const v1::LayerOfDisk& layer : disk.layers()) {
+    if (FVMM_TRY(Id::from_bytes(layer.id()), "id of a layer").none())
+      return Error(Errc::kDataLoss, "a layer without id");
+  }
+  return {};
+}
+
+Status check_disks(const v1::TemplateManifest& manifest) {
+  if (manifest.disks_size() > kTemplateDisksMax) return Error(Errc::kDataLoss, "more disks than a VM can have");
+  std::uint32_t next = 0;
+  for (const v1::DiskOfTemplate& disk : manifest.disks()) {
+    FVMM_TRY(check_disk(disk, manifest.config()));
+    if (disk.disk() < next) return Error(Errc::kDataLoss, "its disks are not in their order");
+    next = disk.disk() + 1;
+  }
+  return {};
 }
 
 Status check_delta_list(const v1::TemplateManifest& manifest) {
@@ -91,7 +118,7 @@ Status check_squashed(const v1::TemplateManifest& manifest) {
 
 Status check_lineage(const v1::TemplateManifest& manifest) {
   const Digest parent = FVMM_TRY(Id::from_bytes(manifest.parent_digest()), "parent digest");
-  if (version_of(manifest) == kTemplateVersion) {
+  if (memory_version_of(manifest) == kTemplateVersion) {
     return parent.none() ? Status{} : Error(Errc::kDataLoss, "a base that was no delta has a parent");
   }
   if (parent.none()) return Error(Errc::kDataLoss, "a delta without a parent's digest");
@@ -124,6 +151,7 @@ Status check_manifest(const v1::TemplateManifest& manifest) {
     return Error(Errc::kDataLoss, "length of hashes does not match the number of pages");
   }
   if (manifest.machine().bytes() > kMachineBytesMax) return Error(Errc::kDataLoss, "machine state too long");
+  FVMM_TRY(check_disks(manifest));
   return check_lineage(manifest);
 }
 
@@ -176,7 +204,7 @@ std::string encode_manifest(const v1::TemplateManifest& manifest) {
 
 Result<v1::TemplateManifest> decode_manifest(std::string_view file) {
   if (file.size() > kManifestBytesMax) return Error(Errc::kDataLoss, "manifest too long");
-  const auto [version, body] = FVMM_TRY(unwrap(kManifestMagic, kSquashedVersion, file), "manifest");
+  const auto [version, body] = FVMM_TRY(unwrap(kManifestMagic, kDisksVersion, file), "manifest");
   v1::TemplateManifest manifest;
   if (!manifest.ParseFromArray(body.data(), static_cast<int>(body.size()))) {
     return Error(Errc::kDataLoss, "manifest: not the expected message");

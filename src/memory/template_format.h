@@ -1,4 +1,4 @@
-// Bytes of a template's files. docs/template-format.md, version 3. Decoders trust nothing: lengths before allocations.
+// Bytes of a template's files. docs/template-format.md, version 4. Decoders trust nothing: lengths before allocations.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,10 @@ inline constexpr std::uint32_t kTemplateVersion = 1;
 inline constexpr std::uint32_t kDeltaVersion = 2;
 /// Of the manifest of a squashed delta.
 inline constexpr std::uint32_t kSquashedVersion = 3;
+/// Of the manifest of whatever holds disks.
+inline constexpr std::uint32_t kDisksVersion = 4;
+inline constexpr int kTemplateDisksMax = 18;  // as many devices as a VM has
+inline constexpr int kDiskLayersMax = 64;     // of one disk, as disk::kLayersMax
 inline constexpr std::uint64_t kManifestBytesMax = 64 * kKiB;
 inline constexpr std::uint64_t kMachineBytesMax = 16 * kMiB;
 inline constexpr std::size_t kNameBytesMax = 64;     // of a name that a user gives

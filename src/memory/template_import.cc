@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "memory/template_chain.h"
 #include "memory/template_directory.h"
+#include "memory/template_disks.h"
 #include "memory/template_format.h"
 #include "memory/template_store.h"
 
@@ -52,6 +53,9 @@ Result<TemplateInfo> TemplateStore::import_linked(const std::filesystem::path& t
   for (const char* name : {payload_file(source.manifest_), kHashesFile, kMachineFile, kDeltaFile}) {
     if (name == kDeltaFile && !source.manifest_.has_delta()) continue;
     FVMM_TRY(link_file(source.directory_.get(), staging.fd(), name), context);
+  }
+  for (const std::string& file : disk_files(source.manifest_)) {
+    FVMM_TRY(link_file(source.directory_.get(), staging.fd(), file.c_str()), context);
   }
   // Links first: they say at once that the filesystem is another one, and cost nothing to take back.
   const VerifyReport report = FVMM_TRY(verify_open(source), context);

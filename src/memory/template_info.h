@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/id.h"
 #include "memory/digest.h"
@@ -20,6 +21,17 @@ inline constexpr std::uint64_t kMappableRunsMax = 1024;
 /// each.
 inline constexpr std::uint32_t kFoldChainMax = 32;
 
+/// A file that a disk is made of (docs/disk-format.md).
+struct DiskLayerFile {
+  Id id;
+  std::filesystem::path file;
+};
+/// What a disk of a VM held at the instant of a template: sealed layers, the highest first.
+struct DiskCut {
+  std::uint32_t disk = 0;  // its place in the VM's configuration
+  std::vector<DiskLayerFile> layers;
+};
+
 struct TemplateInfo {
   Id id;
   std::string name;
@@ -32,6 +44,7 @@ struct TemplateInfo {
   std::string created;             // RFC 3339, UTC
   v1::VmConfig config;             // of the VM it was taken from
   std::filesystem::path directory;
+  std::vector<DiskCut> disks;           // of those that its VM wrote to
   std::filesystem::path resident_file;  // its memory on tmpfs; empty: it is only stored
 
   v1::TemplateKind kind = v1::TEMPLATE_BASE;

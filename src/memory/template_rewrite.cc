@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "base/file.h"
+#include "memory/template_disks.h"
 #include "memory/template_format.h"
 
 namespace fvmm::memory {
@@ -53,6 +54,7 @@ Status take_place(const Chain& chain, StagingDirectory& staging, const v1::Templ
   FVMM_TRY(link_into(chain, old.manifest.has_delta() ? kDeltaFile : kHashesFile, staging, kDeltaFile));
   FVMM_TRY(link_into(chain, kMachineFile, staging, kMachineFile));
   FVMM_TRY(link_into(chain, kPinFile, staging, kPinFile));
+  for (const std::string& file : disk_files(manifest)) FVMM_TRY(link_into(chain, file.c_str(), staging, file.c_str()));
   return staging.replace(old.info.name, encode_manifest(manifest));
 }
 

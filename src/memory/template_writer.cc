@@ -15,6 +15,7 @@
 #include "memory/hash_table.h"
 #include "memory/sparse_copy.h"
 #include "memory/template_directory.h"
+#include "memory/template_disks.h"
 #include "memory/template_format.h"
 #include "memory/template_room.h"
 #include "memory/template_store.h"
@@ -280,6 +281,11 @@ Status TemplateWriter::set_machine_state(const v1::MachineState& state) {
   if (state_->spent) return Error(Errc::kFailedPrecondition, "this template has failed or is sealed");
   state_->machine_file = FVMM_TRY(encode_machine(state));
   return {};
+}
+
+Status TemplateWriter::add_disk(const DiskCut& cut) {
+  if (state_->spent) return Error(Errc::kFailedPrecondition, "this template has failed or is sealed");
+  return link_disk(cut, state_->staging, state_->manifest);
 }
 
 int TemplateWriter::memory_file() const {

@@ -39,6 +39,9 @@ class TemplateWriter {
   /// digest is computed from them; seal() refuses them (kDataLoss) when they are not those of the pages.
   Status add_delta_hashes(std::span<const HashEntry> entries);
   Status set_machine_state(const v1::MachineState& state);  // once at least: seal() wants one
+  /// What a disk held at the instant: its layers, sealed, get a link in the template, on whose filesystem they are
+  /// (kFailedPrecondition otherwise). Once for each disk.
+  Status add_disk(const DiskCut& cut);
   /// Of a base: the memory file, read-only, complete once all pages are added: the still-paused source VM is rebased
   /// onto it. Valid until this object ends; whoever maps it keeps the mapping. Of a delta: -1.
   [[nodiscard]] int memory_file() const;

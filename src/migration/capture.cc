@@ -62,6 +62,7 @@ class Chase {
     out_.pause_pages = since_.pending().count();
     if (out_.pause_pages > room) return false;
     FVMM_TRY(copy());
+    FVMM_TRY(machine_.cut_disks());  // last: from here on nothing is done over
     out_.realtime_ns = static_cast<std::uint64_t>(system_clock().realtime_ns());
     return true;
   }

@@ -74,7 +74,8 @@ class Cow {
     out_.pause_pages = FVMM_TRY(collect());
     copy_.freeze();
     out_.realtime_ns = static_cast<std::uint64_t>(system_clock().realtime_ns());
-    return copy_.arm(out_.pages);
+    FVMM_TRY(copy_.arm(out_.pages));
+    return machine_.cut_disks();
   }
 
   Machine& machine_;

@@ -49,6 +49,13 @@ class Machine {
   /// All that the guest was told is written is on the files. Also before a pause, while the guest runs, so that little
   /// is left for it. kDeadlineExceeded, kIo.
   virtual Status flush_disks() { return {}; }
+  // The disks' part of a template (vmm/disks.h): made ready while the guest runs, cut at the instant, sealed after it.
+  // Not cut, it is dropped.
+  virtual Status prepare_disk_cut() { return {}; }
+  virtual Status cut_disks() { return {}; }  // paused; nothing where nothing was prepared. kDeadlineExceeded, kIo
+  virtual Result<std::vector<memory::DiskCut>> seal_disk_cut() { return std::vector<memory::DiskCut>(); }
+  virtual void drop_disk_cut() {}
+
   /// The peer may take them. Paused, and flushed since.
   virtual void let_go_of_disks() {}
   /// Paused. Locks them here, if they are not, and sees what the peer wrote; resume() does so too. kFailedPrecondition

@@ -23,6 +23,10 @@ class VmMachine final : public Machine {
   Result<v1::MachineState> save_state() override { return vm_->save_state(); }
   Status load_state(const v1::MachineState& state) override { return vm_->load_state(state); }
   Status flush_disks() override { return vm_->flush_disks(); }
+  Status prepare_disk_cut() override { return vm_->disks().prepare_cut(); }
+  Status cut_disks() override { return vm_->cut_disks(); }
+  Result<std::vector<memory::DiskCut>> seal_disk_cut() override { return vm_->disks().seal_cut(); }
+  void drop_disk_cut() override { vm_->disks().drop_cut(); }
   void let_go_of_disks() override { vm_->let_go_of_disks(); }
   Status take_disks() override { return vm_->take_disks(); }
   [[nodiscard]] v1::CpuIdentity cpu() const override {

@@ -73,13 +73,25 @@ Status check_disks_travel(const v1::VmConfig& config) {
   return {};
 }
 
-Status check_disks_readonly(const v1::VmConfig& config, std::string_view what) {
+Status check_disks_cut(const v1::VmConfig& config) {
+  for (const v1::DiskConfig& disk : config.disks()) {
+    if (!is_written(disk) || !disk.base().empty()) continue;
+    return Error(
+        Errc::kFailedPrecondition,
+        fmt::format("VM {} writes to disk {}, which is raw: a template keeps what a disk holds as a layer, so make "
+                    "the VM with one over that file (--disk path=LAYER,base={})",
+                    config.name(), disk.path(), disk.path()));
+  }
+  return {};
+}
+
+Status check_disks_readonly(const v1::VmConfig& config) {
   const auto written = std::ranges::find_if(config.disks(), is_written);
   if (written == config.disks().end()) return {};
   return Error(Errc::kFailedPrecondition,
-               fmt::format("VM {} writes to disk {}: {} holds memory only, which would not fit what the disk holds "
-                           "later; it is for VMs whose disks are all readonly",
-                           config.name(), written->path(), what));
+               fmt::format("VM {} writes to disk {}: a replica holds memory only, which would not fit what the disk "
+                           "holds later; it is for VMs whose disks are all readonly",
+                           config.name(), written->path()));
 }
 
 }  // namespace fvmm::vmm

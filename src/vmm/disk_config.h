@@ -14,9 +14,12 @@ inline constexpr std::size_t kDiskIdBytesMax = 20;  // what VIRTIO_BLK_T_GET_ID 
 Status check_disks(const v1::VmConfig& config);
 /// Before a migration. kFailedPrecondition names the disk that the destination could not reach.
 Status check_disks_travel(const v1::VmConfig& config);
-/// Before a template or a replica is made of a VM, or a clone of a template: its memory would be of another instant
-/// than what its disks hold. kFailedPrecondition names the first disk that is written to. `what`: "a template".
-Status check_disks_readonly(const v1::VmConfig& config, std::string_view what);
+/// Before a template is made of a VM: what it writes to can be cut with its memory. kFailedPrecondition names the first
+/// disk that is raw.
+Status check_disks_cut(const v1::VmConfig& config);
+/// Before a replica is made of a VM: its memory would be of another instant than what its disks hold.
+/// kFailedPrecondition names the first disk that is written to.
+Status check_disks_readonly(const v1::VmConfig& config);
 
 [[nodiscard]] bool is_written(const v1::DiskConfig& disk);
 [[nodiscard]] disk::DiskFiles files_of(const v1::DiskConfig& disk);

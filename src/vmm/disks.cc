@@ -22,12 +22,19 @@ Result<std::unique_ptr<devices::VirtioDevice>> Disks::attach(const v1::DiskConfi
   Disk disk{.device = nullptr,
             .write_fd = stack.write_fd(),
             .written = stack.writable(),
+            .layered = !stack.is_raw(),
             .file = FVMM_TRY(FileLock::of(stack.write_fd(), config.path())),
-            .base = std::nullopt};
+            .base = std::nullopt,
+            .lower_locks = {},
+            .lower = stack.lower()};
   if (!disk.written) FVMM_TRY(disk.file.take(LockKind::kReaders), "disk");
   if (!config.base().empty()) {
     disk.base = FVMM_TRY(FileLock::of(stack.base_fd(), config.base()));
     FVMM_TRY(disk.base->take(LockKind::kReaders), "base");
+  }
+  for (const auto& layer : disk.lower) {
+    disk.lower_locks.push_back(FVMM_TRY(FileLock::of(layer->fd(), layer->path())));
+    FVMM_TRY(disk.lower_locks.back().take(LockKind::kReaders), "layer");
   }
   auto device = std::make_unique<devices::VirtioBlk>(
       devices::VirtioBlkSetup{.stack = std::move(stack),

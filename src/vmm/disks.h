@@ -3,6 +3,8 @@
 //   attach ─► take() ─► guest runs ─► paused: flush() ─► let_go() ─► another host's take()
 //                ▲                                          │
 //                └────────── the hand-over is refused ──────┘
+//
+// For a template: prepare_cut() ─► paused: cut() ─► guest runs, in the next layers ─► seal_cut()
 #pragma once
 
 #include <memory>
@@ -14,6 +16,8 @@
 #include "devices/output_gate.h"
 #include "devices/virtio_blk.h"
 #include "disk/lock.h"
+#include "disk/next_layer.h"
+#include "memory/template_info.h"
 #include "proto/config.pb.h"
 
 namespace fvmm::vmm {
@@ -35,6 +39,18 @@ class Disks {
   /// The VM is paused, and flushed if another host goes on with the files.
   void let_go();
 
+  /// What each disk is written to from the next cut on is made ready, while the guest runs; what an earlier one left
+  /// unsealed is sealed. kFailedPrecondition names a disk that is written to and is no layer; errors of NextLayer.
+  Status prepare_cut();
+  /// The instant, in a pause: flushed, and from here on nothing changes what the disks held. Not prepared: nothing.
+  /// kDeadlineExceeded, kIo.
+  Status cut(const Deadline& deadline);
+  /// After the instant, while the guest runs: seals what was cut, and names all layers of the disks that are written
+  /// to. kIo.
+  Result<std::vector<memory::DiskCut>> seal_cut();
+  /// What was prepared and not cut is taken back.
+  void drop_cut();
+
   [[nodiscard]] std::size_t size() const { return disks_.size(); }
 
  private:
@@ -42,9 +58,17 @@ class Disks {
     devices::VirtioBlk* device = nullptr;
     int write_fd = -1;  // the device's
     bool written = false;
+    bool layered = false;
     disk::FileLock file;
-    std::optional<disk::FileLock> base;  // held from attach() on
+    std::optional<disk::FileLock> base;                  // held from attach() on
+    std::vector<disk::FileLock> lower_locks;             // the same
+    disk::LowerLayers lower;                             // the highest first
+    std::optional<disk::NextLayer> next = std::nullopt;  // from prepare_cut() to cut()
+    std::shared_ptr<disk::Layer> to_seal = nullptr;      // from cut() to seal_cut()
   };
+  static Status check_cut(const Disk& disk);
+  static Status seal_left(const Disk& disk);
+  static Status cut_one(Disk& disk);
   std::vector<Disk> disks_;
   bool held_ = false;
 };

@@ -282,6 +282,11 @@ Status Vm::flush_disks() {
   return paused_ ? disks_.flush(Deadline::after(kQuiesceWait)) : disks_.flush_ahead();
 }
 
+Status Vm::cut_disks() {
+  FVMM_CHECK(paused_, "disks are cut in a pause");
+  return disks_.cut(Deadline::after(kQuiesceWait));
+}
+
 Status Vm::pause() {
   if (paused_) return {};
   const Status rests = come_to_rest();

@@ -106,6 +106,9 @@ class Vm {
   Status take_disks() { return disks_.take(); }
   Status flush_disks();
   void let_go_of_disks() { disks_.let_go(); }
+  /// The instant of a template's disk cut, in a pause: Disks::cut().
+  Status cut_disks();
+  [[nodiscard]] Disks& disks() { return disks_; }
   /// Holds the guest back for that part of its time, at most kThrottlePercentMax; 0: not at all.
   void throttle(unsigned percent) { throttle_->set(percent); }
 

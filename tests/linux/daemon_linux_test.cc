@@ -87,6 +87,35 @@ class DaemonLinux : public ::testing::Test {
     for (const auto* name : {"twin-1", "twin-2"}) EXPECT_EQ(a_->ctl({"vm", "stop", name}).code, 0);
   }
 
+  /// Unmounted by the guest, its filesystem is clean, and has the file that the guest wrote.
+  void expect_clean_after_reboot(const std::string& vm, const std::string& layer, const std::string& base) {
+    Console console(*a_, vm);
+    console.type("reboot\n");
+    EXPECT_TRUE(wait_until([&] { return a_->state(vm) == "stopped"; })) << a_->state(vm);
+    const std::string flat = flatten(layer, base);
+    int code = -1;
+    const std::string checked = run_tool(cluster_.root() / "fsck", {"/sbin/e2fsck", "-f", "-n", flat}, code);
+    EXPECT_EQ(code, 0) << checked;
+    const std::string found = run_tool(cluster_.root() / "stat", {"/sbin/debugfs", "-R", "stat /blocks", flat}, code);
+    EXPECT_NE(found.find("Type: regular"), std::string::npos) << found;
+    std::filesystem::remove(flat);
+  }
+  /// A mounted filesystem, half of it in the guest's memory: each clone goes on with both, on a disk of its own.
+  void clone_twice_with_their_disks(const std::string& base) {
+    const Ctl made = a_->ctl({"template", "create", "gold", "--from", "tux"});
+    ASSERT_EQ(made.code, 0) << made;
+    const std::string place = (cluster_.root() / "twin-%n").string();
+    const Ctl cloned =
+        a_->ctl({"vm", "clone", "twin", "--template", "gold", "--count", "2", "--disk", "path=" + place, "--start"});
+    ASSERT_EQ(cloned.code, 0) << cloned;
+    for (const auto* twin : {"twin-1", "twin-2"}) {
+      EXPECT_TRUE(linux_disk_goes_on(*a_, twin));
+      EXPECT_TRUE(linux_goes_on(*a_, twin, cpus_, 1));
+    }
+    for (const auto* twin : {"twin-1", "twin-2"})
+      expect_clean_after_reboot(twin, (cluster_.root() / twin).string(), base);
+  }
+
   Cluster cluster_;
   Host* a_ = nullptr;
   Host* b_ = nullptr;
@@ -129,19 +158,13 @@ TEST_F(DaemonLinux, ADiskIsMountedWrittenAndGoesWithItsVm) {
   const std::string layer = (cluster_.root() / "layer").string();
   ASSERT_NO_FATAL_FAILURE(boot(kernel, 1, "64M", "path=" + layer + ",base=" + image + ",shared"));
   ASSERT_TRUE(linux_disk_goes_on(*a_, "tux"));
+  ASSERT_NO_FATAL_FAILURE(clone_twice_with_their_disks(image));
+  ASSERT_TRUE(linux_disk_goes_on(*a_, "tux"));
   ASSERT_NO_FATAL_FAILURE(migrate(*a_, *b_, "suspend"));
   EXPECT_TRUE(linux_disk_goes_on(*b_, "tux"));
   ASSERT_NO_FATAL_FAILURE(migrate(*b_, *a_, "live"));
   EXPECT_TRUE(linux_disk_goes_on(*a_, "tux"));
-  Console console(*a_, "tux");
-  console.type("reboot\n");
-  EXPECT_TRUE(wait_until([&] { return a_->state("tux") == "stopped"; })) << a_->state("tux");
-
-  const std::string flat = flatten(layer, image);
-  const std::string checked = run_tool(cluster_.root() / "fsck", {"/sbin/e2fsck", "-f", "-n", flat}, code);
-  EXPECT_EQ(code, 0) << checked;
-  const std::string found = run_tool(cluster_.root() / "stat", {"/sbin/debugfs", "-R", "stat /blocks", flat}, code);
-  EXPECT_NE(found.find("Type: regular"), std::string::npos) << found;
+  expect_clean_after_reboot("tux", layer, image);
 }
 
 // The same kernel as a bzImage whose vmlinux hides its PVH note: nothing is left but Linux's own 64-bit entry.

@@ -74,12 +74,12 @@ TEST_F(Damage, DamagedManifestIsLeftOutOfTheListAndCanBeRemoved) {
 
 TEST_F(Damage, VersionOfTheFutureIsNamed) {
   std::string manifest = *read_file(file("manifest"), kMiB);
-  manifest[8] = 4;  // the version, right after the magic
+  manifest[8] = 5;  // the version, right after the magic
   put("manifest", manifest);
   const auto opened = OpenTemplate::open(store.directory() / "web");
   ASSERT_FALSE(opened.ok());
   EXPECT_EQ(opened.error().code(), Errc::kFailedPrecondition);
-  EXPECT_NE(opened.error().message().find("version 4"), std::string::npos) << opened.error().message();
+  EXPECT_NE(opened.error().message().find("version 5"), std::string::npos) << opened.error().message();
 }
 
 TEST_F(Damage, EveryByteOfTheHashesCounts) {

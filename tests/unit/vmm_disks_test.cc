@@ -75,14 +75,17 @@ TEST(DiskConfig, DisksCountAsDevices) {
   expect_refused(check_virtio(config), Errc::kInvalidArgument, "at most " + std::to_string(kVirtioSlotsMax));
 }
 
-TEST(DiskConfig, OnlyASharedDiskTravelsAndOnlyAReadonlyOneIsLeftOutOfATemplate) {
+TEST(DiskConfig, OnlyASharedDiskTravelsOnlyALayerIsCutAndOnlyAReadonlyOneIsReplicated) {
   v1::DiskConfig one = disk("/a");
   expect_refused(check_disks_travel(with({one})), Errc::kFailedPrecondition, "shared");
   one.set_shared(true);
   EXPECT_TRUE(check_disks_travel(with({one})).ok());
-  expect_refused(check_disks_readonly(with({one}), "a template"), Errc::kFailedPrecondition, "a template");
+  expect_refused(check_disks_readonly(with({one})), Errc::kFailedPrecondition, "a replica");
+  expect_refused(check_disks_cut(with({one})), Errc::kFailedPrecondition, "base=/a");
+  EXPECT_TRUE(check_disks_cut(with({disk("/a", "/base")})).ok());
   one.set_readonly(true);
-  EXPECT_TRUE(check_disks_readonly(with({one}), "a template").ok());
+  EXPECT_TRUE(check_disks_readonly(with({one})).ok());
+  EXPECT_TRUE(check_disks_cut(with({one})).ok());
   EXPECT_TRUE(check_disks_travel(with({})).ok());
 }
 
@@ -142,6 +145,47 @@ TEST_F(DisksOfAVm, ManyVmsLieOnOneBaseThatNobodyMayWrite) {
   }
   attach(writer, disk(base));
   expect_refused(writer.take(), Errc::kFailedPrecondition, "base");
+}
+
+TEST_F(DisksOfAVm, AreCutTogetherAndGoOnInNextLayers) {
+  const Deadline soon = Deadline::after(std::chrono::seconds(30));
+  const v1::DiskConfig layer = disk(dir_.path() / "layer", image("base"));
+  v1::DiskConfig readonly = disk(image("readonly"));
+  readonly.set_readonly(true);
+  ASSERT_TRUE(disk::make_layer(files_of(layer)).ok());
+  Disks disks;
+  attach(disks, readonly);
+  attach(disks, layer);
+  ASSERT_TRUE(disks.take().ok());
+  EXPECT_TRUE(disks.cut(soon).ok()) << "nothing was prepared";
+  EXPECT_TRUE(disks.seal_cut()->front().layers.empty());
+  for (std::size_t layers = 1; layers <= 2; ++layers) {
+    ASSERT_TRUE(disks.prepare_cut().ok());
+    ASSERT_TRUE(disks.cut(soon).ok());
+    const auto cuts = disks.seal_cut();
+    ASSERT_TRUE(cuts.ok()) << cuts.error().message();
+    ASSERT_EQ(cuts->size(), 1U);
+    EXPECT_EQ(cuts->front().disk, 1U);
+    ASSERT_EQ(cuts->front().layers.size(), layers);
+    const auto newest = disk::Layer::open(cuts->front().layers.front().file, disk::Layer::Access::kRead);
+    EXPECT_TRUE(newest.ok() && (*newest)->verify().ok());
+  }
+  ASSERT_TRUE(disks.prepare_cut().ok());
+  disks.drop_cut();
+  Disks second;
+  attach(second, layer);
+  expect_refused(second.take(), Errc::kFailedPrecondition, "layer");
+}
+
+TEST_F(DisksOfAVm, OneThatIsRawKeepsAllFromBeingCut) {
+  const v1::DiskConfig layer = disk(dir_.path() / "layer", image("base"));
+  ASSERT_TRUE(disk::make_layer(files_of(layer)).ok());
+  Disks disks;
+  attach(disks, layer);
+  attach(disks, disk(image("raw")));
+  ASSERT_TRUE(disks.take().ok());
+  expect_refused(disks.prepare_cut(), Errc::kFailedPrecondition, "is raw");
+  EXPECT_FALSE(std::filesystem::exists(dir_.path() / "layer.layers")) << "taken back";
 }
 
 }  // namespace
