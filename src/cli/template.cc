@@ -29,7 +29,8 @@ void print_template(std::ostream& out, const v1::TemplateInfo& info) {
       {"kind", info.kind()},
       {"template memory", info.template_memory()}};
   for (const v1::TemplateDisk& disk : info.disks()) {
-    if (disk.disk() >= static_cast<std::uint32_t>(info.config().disks_size())) continue;  // of a daemon that is not ours
+    if (disk.disk() >= static_cast<std::uint32_t>(info.config().disks_size()))
+      continue;  // of a daemon that is not ours
     rows.push_back(
         {fmt::format("disk {}", disk.disk()),
          fmt::format("{} in {} layer(s)", info.config().disks(static_cast<int>(disk.disk())).path(), disk.layers())});

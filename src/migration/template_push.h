@@ -29,8 +29,8 @@ struct PushStats {
 bool travels_as_delta(const memory::TemplateInfo& info);
 
 /// Sends a sealed template, its memory alone, whatever disks it holds; returns once the peer has sealed it, or has it
-/// already (same id and digest). The progress function returning false cancels. kAlreadyExists when the peer has another
-/// template of that name.
+/// already (same id and digest). The progress function returning false cancels. kAlreadyExists when the peer has
+/// another template of that name.
 Result<PushStats> push_template(const memory::OpenTemplate& source, const net::Endpoint& to, const Deadline& deadline,
                                 const std::function<bool(const PushProgress&)>& progress);
 /// The same over an open stream.

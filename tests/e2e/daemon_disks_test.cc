@@ -182,7 +182,7 @@ TEST_F(DaemonDisks, WhatWouldLeaveADiskBehindIsRefusedFirst) {
   ASSERT_TRUE(boot_disk_guest(*a_, "web", {"path=" + image("disk")}));
   expect_refused(a_->ctl({"migrate", "web", "--to", b_->listen()}), "shared");
   expect_refused(a_->ctl({"replicate", "start", "web", "--to", b_->listen()}), "a replica holds memory only");
-  expect_refused(a_->ctl({"template", "create", "gold", "--from", "web"}), "a template holds memory only");
+  expect_refused(a_->ctl({"template", "create", "gold", "--from", "web"}), "which is raw");
   EXPECT_EQ(a_->state("web"), "running");
   EXPECT_TRUE(disk_guest_goes_on(*a_, "web"));
 }
