@@ -83,7 +83,7 @@ TEST_F(DiskOpen, NamesTheFileAndTheFix) {
   ASSERT_FALSE(on_layer.ok());
   EXPECT_NE(on_layer.error().message().find("is itself a layer"), std::string::npos);
   ASSERT_TRUE(Layer::create(path("child"), {.id = Id::random(), .parent = Id::random(), .disk_bytes = kBytes}).ok());
-  expect_refused({.path = path("child"), .base = path("base")}, Errc::kInvalidArgument, "child", "lies on layer");
+  expect_refused({.path = path("child"), .base = path("base")}, Errc::kDataLoss, "child", "lies on layer");
 }
 
 TEST_F(DiskOpen, DoesNotWaitForTheOtherEndOfAFifo) {
