@@ -186,6 +186,12 @@ disk::LayerInfo VirtioBlk::top() const {
   return engine_->stack().top()->info();
 }
 
+Status VirtioBlk::lie_on(disk::LowerLayers lower) {
+  const std::lock_guard lock(mutex_);
+  FVMM_CHECK(quiet_, "only a disk at rest gets other layers below it");
+  return engine_->lie_on(std::move(lower));
+}
+
 Result<std::shared_ptr<disk::Layer>> VirtioBlk::put_over(std::unique_ptr<disk::Layer> next) {
   const std::lock_guard lock(mutex_);
   FVMM_CHECK(quiet_, "only a disk at rest goes on in another layer");

@@ -66,6 +66,8 @@ class VirtioBlk final : public VirtioDevice {
   Status flush(const Deadline& deadline);
   /// Of the layer that is written to. Not of a raw disk.
   [[nodiscard]] disk::LayerInfo top() const;
+  /// As disk::Engine::lie_on(). Only while quiet.
+  Status lie_on(disk::LowerLayers lower);
   /// As disk::Engine::put_over(). Only while quiet, and flushed.
   Result<std::shared_ptr<disk::Layer>> put_over(std::unique_ptr<disk::Layer> next);
   /// Sees what another host wrote to the files since they were opened. As disk::Engine::reread(). Only while quiet.

@@ -198,6 +198,11 @@ Status Engine::reread() {
   return stack_.is_raw() ? Status{} : stack_.top()->reread();
 }
 
+Status Engine::lie_on(LowerLayers lower) {
+  FVMM_CHECK(jobs_.empty() && !stack_.is_raw(), "what a layered disk lies on is changed at rest");
+  return stack_.lie_on(std::move(lower));
+}
+
 Result<std::shared_ptr<Layer>> Engine::put_over(std::unique_ptr<Layer> next) {
   FVMM_CHECK(jobs_.empty() && !stack_.is_raw(), "a layer is put over a layered disk at rest");
   FVMM_CHECK(stack_.top()->map().take_changed().empty(), "what lies below a layer is flushed");

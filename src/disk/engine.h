@@ -60,6 +60,8 @@ class Engine {
   [[nodiscard]] const EngineCounters& counters() const { return counters_; }
   /// With nothing under way: what another host wrote to the top layer since it was opened is seen. As Layer::reread().
   Status reread();
+  /// With nothing under way: as Stack::lie_on().
+  Status lie_on(LowerLayers lower);
   /// With nothing under way, and flushed: writes go to `next` from here on. As Stack::put_over().
   Result<std::shared_ptr<Layer>> put_over(std::unique_ptr<Layer> next);
   /// Clusters changed since the last call: for a migration, which reads them after. Only of writes that have ended.

@@ -78,6 +78,22 @@ Status Layer::read_map() {
   return map_.load(map);
 }
 
+Status Layer::write_map() {
+  for (const std::uint64_t block : map_.take_changed()) {
+    FVMM_TRY(write_all(fd(), map_.block(block), map_offset(block)), path_.string());
+  }
+  return {};
+}
+
+Status Layer::lie_on(const Id& parent) {
+  FVMM_CHECK(!sealed_, "what a sealed layer lies on never changes");
+  LayerInfo info = info_;
+  info.parent = parent;
+  FVMM_TRY(write_layer_header(fd(), info), path_.string());
+  info_ = info;
+  return {};
+}
+
 Status Layer::reread() {
   const auto [now, sealed] = FVMM_TRY(read_layer_header(fd()), path_.string());
   if (sealed || now.id != info_.id || now.parent != info_.parent || now.disk_bytes != info_.disk_bytes) {

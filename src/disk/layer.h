@@ -42,6 +42,11 @@ class Layer {
   /// now; errors as open(). What was changed here and not written is lost.
   Status reread();
 
+  /// Another layer below it, which shows the same as the one before. Not yet durable: both must be there until it is,
+  /// by seal(). kIo.
+  Status lie_on(const Id& parent);
+  /// What has changed of the map goes to the file, not yet durable; its data is written. kIo, kResourceExhausted.
+  Status write_map();
   /// From here on it never changes: its content is hashed, the header says so, durable, and its mode allows no writer.
   /// All that was written is flushed, and nothing writes to it any more. Sealed already: nothing. kIo. Reads all of its
   /// data. Thread: any one, also while it is read as a lower layer.

@@ -82,6 +82,13 @@ Result<Stack> Stack::layered(std::unique_ptr<Layer> top, LowerLayers lower, RawI
   return stack;
 }
 
+Status Stack::lie_on(LowerLayers lower) {
+  FVMM_CHECK(top_ != nullptr && !lower.empty(), "a layered disk lies on other layers");
+  FVMM_TRY(top_->lie_on(lower.front()->info().id));
+  lower_ = std::move(lower);
+  return {};
+}
+
 Result<std::shared_ptr<Layer>> Stack::put_over(std::unique_ptr<Layer> next) {
   FVMM_CHECK(top_ != nullptr && next->info().parent == top_->info().id, "the next layer lies on this disk's highest");
   FVMM_TRY(check_depth(lower_.size() + 2));

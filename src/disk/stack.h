@@ -48,6 +48,8 @@ class Stack {
   [[nodiscard]] Layer* top() { return top_.get(); }
   [[nodiscard]] const Layer* top() const { return top_.get(); }
   [[nodiscard]] const LowerLayers& lower() const { return lower_; }
+  /// Other lower layers, which show the same; not none. As Layer::lie_on().
+  Status lie_on(LowerLayers lower);
   /// From here on writes go to `next`, an empty layer over the highest one, which is returned and lies below it now.
   /// kResourceExhausted for more than kLayersMax layers.
   Result<std::shared_ptr<Layer>> put_over(std::unique_ptr<Layer> next);

@@ -60,15 +60,19 @@ class Disks {
     bool written = false;
     bool layered = false;
     disk::FileLock file;
-    std::optional<disk::FileLock> base;                  // held from attach() on
-    std::vector<disk::FileLock> lower_locks;             // the same
-    disk::LowerLayers lower;                             // the highest first
-    std::optional<disk::NextLayer> next = std::nullopt;  // from prepare_cut() to cut()
-    std::shared_ptr<disk::Layer> to_seal = nullptr;      // from cut() to seal_cut()
+    std::optional<disk::FileLock> base;                   // held from attach() on
+    std::vector<disk::FileLock> lower_locks;              // the same
+    disk::LowerLayers lower;                              // the highest first
+    std::optional<disk::NextLayer> next = std::nullopt;   // from prepare_cut() to cut()
+    std::shared_ptr<const disk::Layer> merged = nullptr;  // the same, in place of all of `lower`
+    disk::LowerLayers replaced = {};                      // by it, until seal_cut()
+    std::shared_ptr<disk::Layer> to_seal = nullptr;       // from cut() to seal_cut()
   };
-  static Status check_cut(const Disk& disk);
   static Status seal_left(const Disk& disk);
+  static Status prepare_one(Disk& disk);
+  static Status go_on_merged(Disk& disk);
   static Status cut_one(Disk& disk);
+  static Status seal_one(Disk& disk);
   std::vector<Disk> disks_;
   bool held_ = false;
 };

@@ -1,6 +1,7 @@
 // Templates of VMs that write to disks: what a disk held at the instant is part of the template, and each clone has
 // disks of its own. The guest remembers in its memory what each block of its disk must hold, so that a disk of another
 // instant than the memory is found.
+#include "disk/merge.h"
 #include "support/disk_guest.h"
 
 namespace fvmm::test {
@@ -77,14 +78,18 @@ TEST_F(DiskCut, EachEngineKeepsTheDiskOfItsInstantAndClonesGoOnFromThere) {
 }
 
 TEST_F(DiskCut, ManyInARowUnderLoadEachClonedAndEachWhole) {
-  for (int i = 0; i < 12; ++i) {
+  constexpr std::size_t kTemplates = disk::kMergedAt + 3;
+  for (std::size_t i = 0; i < kTemplates; ++i) {
     const std::string name = "t" + std::to_string(i);
     const Ctl made = create(name);
     ASSERT_EQ(made.code, 0) << made;
     ASSERT_NO_FATAL_FAILURE(expect_clone_runs("of-" + name, name));
     ASSERT_NO_FATAL_FAILURE(remove("of-" + name));
   }
-  EXPECT_EQ(files_in(layers()), 12U);
+  EXPECT_EQ(files_in(layers()), kTemplates + 1 - disk::kMergedAt) << "many layers have become one";
+  for (std::size_t i = 0; i < kTemplates; i += 6) {
+    EXPECT_TRUE(a_->ctl({"template", "verify", "t" + std::to_string(i)}).at("good").as_bool());
+  }
   ASSERT_TRUE(disk_guest_goes_on(*a_, "web"));
   ASSERT_EQ(a_->ctl({"vm", "stop", "web"}).code, 0);
   expect_found_again();

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "disk/below.h"
 #include "disk/engine.h"
+#include "disk/merge.h"
 #include "disk/open.h"
 #include "support/disk_model.h"
 #include "support/temp_dir.h"
@@ -198,6 +199,48 @@ TEST_F(NextLayers, ClonesLieOnWhatIsSealedAndShareIt) {
     ASSERT_EQ(::stat(one.front().c_str(), &status), 0);
     EXPECT_GE(status.st_nlink, 2U) << "shared, not copied";
   }
+}
+
+TEST_F(NextLayers, MergedLayersShowWhatTheyShowed) {
+  const auto zero = [this](std::uint64_t cluster) {
+    run({.kind = Kind::kWriteZeroes,
+         .offset = cluster * kClusterBytes,
+         .bytes = kClusterBytes,
+         .data = {},
+         .token = 1});
+  };
+  constexpr std::uint64_t kSectors = kClusterBytes / kSectorBytes;
+  write(0, 11);
+  write(kSectors, 12);
+  write(2 * kSectors, 13);
+  cut();
+  write(0, 21);
+  zero(1);
+  cut();
+  zero(2);
+  write(2 * kSectors + 1, 31);  // over the zeros
+  cut();
+  write(1, 41);  // stays above
+  const auto merged = merge_layers(layers(), engine_->stack().lower());
+  ASSERT_TRUE(merged.ok()) << merged.error().message();
+  EXPECT_TRUE((*merged)->verify().ok());
+  EXPECT_EQ((*merged)->map().count(ClusterState::kData), 2U);
+  EXPECT_EQ((*merged)->map().count(ClusterState::kZero), 1U);
+  const auto expect_shown = [this] {
+    EXPECT_EQ(read(0), 21U);
+    EXPECT_EQ(read(1), 41U);
+    EXPECT_EQ(read(kSectors), 0U);
+    EXPECT_EQ(read(2 * kSectors), 0U);
+    EXPECT_EQ(read(2 * kSectors + 1), 31U);
+    EXPECT_EQ(read(4 * kSectors), 0U) << "the base's";
+  };
+  expect_shown();
+  ASSERT_TRUE(engine_->lie_on({*merged}).ok());
+  expect_shown();
+  flush();
+  start();
+  EXPECT_EQ(engine_->stack().lower().size(), 1U);
+  expect_shown();
 }
 
 TEST_F(NextLayers, AMissingLayerIsNamed) {

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "disk/merge.h"
 #include "support/temp_dir.h"
 #include "vmm/disk_config.h"
 #include "vmm/disks.h"
@@ -175,6 +176,33 @@ TEST_F(DisksOfAVm, AreCutTogetherAndGoOnInNextLayers) {
   Disks second;
   attach(second, layer);
   expect_refused(second.take(), Errc::kFailedPrecondition, "layer");
+}
+
+TEST_F(DisksOfAVm, ManyLayersBecomeOne) {
+  const Deadline soon = Deadline::after(std::chrono::minutes(5));
+  const v1::DiskConfig layer = disk(dir_.path() / "layer", image("base"));
+  ASSERT_TRUE(disk::make_layer(files_of(layer)).ok());
+  Disks disks;
+  attach(disks, layer);
+  ASSERT_TRUE(disks.take().ok());
+  const auto names = [&] {
+    return static_cast<std::size_t>(
+        std::distance(std::filesystem::directory_iterator(dir_.path() / "layer.layers"), {}));
+  };
+  for (std::size_t i = 1; i <= disk::kMergedAt; ++i) {
+    ASSERT_TRUE(disks.prepare_cut().ok() && disks.cut(soon).ok() && disks.seal_cut().ok());
+    EXPECT_EQ(names(), i);
+  }
+  ASSERT_TRUE(disks.prepare_cut().ok());
+  EXPECT_EQ(names(), disk::kMergedAt + 2) << "the merged one, and what is about to be cut";
+  disks.drop_cut();
+  EXPECT_EQ(names(), disk::kMergedAt) << "taken back";
+  ASSERT_TRUE(disks.prepare_cut().ok() && disks.cut(soon).ok());
+  const auto cuts = disks.seal_cut();
+  ASSERT_TRUE(cuts.ok()) << cuts.error().message();
+  EXPECT_EQ(cuts->front().layers.size(), 2U);
+  EXPECT_EQ(names(), 2U);
+  EXPECT_TRUE(disk::open_disk(files_of(layer)).ok());
 }
 
 TEST_F(DisksOfAVm, OneThatIsRawKeepsAllFromBeingCut) {
