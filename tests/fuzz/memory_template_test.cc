@@ -2,57 +2,26 @@
 // the original or obeys every limit. FVMM_FUZZ_SEED and FVMM_FUZZ_ROUNDS change the run; a failure prints its seed.
 #include <google/protobuf/stubs/logging.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstring>
-#include <random>
 
 #include "base/file.h"
 #include "memory/hash_table.h"
 #include "memory/template_format.h"
+#include "support/mutate.h"
 
 namespace fvmm::memory {
 namespace {
 
-using Random = std::mt19937_64;
+using testing::fuzz_setting;
+using testing::mutate;
+using testing::Random;
 
-std::uint64_t setting(const char* name, std::uint64_t fallback) {
-  const char* text = ::getenv(name);
-  return text != nullptr ? std::strtoull(text, nullptr, 10) : fallback;
-}
-
-const std::uint64_t kSeed = setting("FVMM_FUZZ_SEED", 20260101);
-const std::uint64_t kRounds = setting("FVMM_FUZZ_ROUNDS", 100'000);
+const std::uint64_t kSeed = fuzz_setting("FVMM_FUZZ_SEED", 20260101);
+const std::uint64_t kRounds = fuzz_setting("FVMM_FUZZ_ROUNDS", 100'000);
 constexpr std::uint64_t kMemory = 16 * kMiB;
-
-/// One to four changes: a bit, a byte, a cut, an insertion, a block moved, a number at its extreme.
-std::string mutate(std::string bytes, Random& random, std::size_t from = 0) {
-  for (std::uint64_t changes = 1 + random() % 4; changes > 0 && bytes.size() > from; --changes) {
-    const std::size_t at = from + random() % (bytes.size() - from);
-    switch (random() % 6) {
-      case 0:
-        bytes[at] = static_cast<char>(bytes[at] ^ (1 << (random() % 8)));
-        break;
-      case 1:
-        bytes[at] = static_cast<char>(random());
-        break;
-      case 2:
-        bytes.resize(at);
-        break;
-      case 3:
-        bytes.insert(at, 1 + random() % 40, static_cast<char>(random()));
-        break;
-      case 4:
-        bytes.insert(at, bytes.substr(from + random() % (bytes.size() - from), random() % 64));
-        break;
-      default:
-        bytes.replace(at, std::min<std::size_t>(8, bytes.size() - at), 8, static_cast<char>(random() % 2 ? -1 : 0));
-    }
-  }
-  return bytes;
-}
 
 /// Makes length and checksum of an envelope right again, so that what lies behind them is reached.
 std::string reseal(std::string file) {
@@ -103,7 +72,18 @@ std::vector<v1::TemplateManifest> manifests() {
   squashed.mutable_lies_on()->set_name("golden");
   squashed.mutable_lies_on()->set_id(std::string(16, 'g'));
   squashed.mutable_lies_on()->set_digest(std::string(16, 'e'));
-  return {a_manifest(), delta, folded, squashed};
+  v1::TemplateManifest with_disks = delta;
+  for (int i = 0; i < 3; ++i) with_disks.mutable_config()->add_disks()->set_path("/disk");
+  for (const std::uint32_t disk : {0U, 2U}) {
+    v1::DiskOfTemplate& held = *with_disks.add_disks();
+    held.set_disk(disk);
+    for (char id = 'x'; id <= 'z'; ++id) {
+      v1::LayerOfDisk& layer = *held.add_layers();
+      layer.set_id(std::string(16, id));
+      layer.set_bytes(1 << 20);
+    }
+  }
+  return {a_manifest(), delta, folded, squashed, with_disks};
 }
 
 void expect_lineage(const v1::TemplateManifest& manifest) {
@@ -131,6 +111,12 @@ void expect_within_limits(const v1::TemplateManifest& manifest) {
   EXPECT_LE(manifest.pages(), manifest.memory_bytes() / kPageBytes);
   EXPECT_EQ(manifest.hashes().bytes(), hash_table_bytes(manifest.pages()));
   EXPECT_LE(manifest.machine().bytes(), kMachineBytesMax);
+  EXPECT_LE(manifest.disks_size(), manifest.config().disks_size());
+  for (const v1::DiskOfTemplate& disk : manifest.disks()) {
+    EXPECT_LT(disk.disk(), static_cast<std::uint32_t>(manifest.config().disks_size()));
+    EXPECT_TRUE(disk.layers_size() > 0 && disk.layers_size() <= kDiskLayersMax);
+    for (const v1::LayerOfDisk& layer : disk.layers()) EXPECT_EQ(layer.id().size(), 16U);  // no way out of the template
+  }
   expect_lineage(manifest);
 }
 
