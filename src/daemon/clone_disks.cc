@@ -40,10 +40,11 @@ Status check_disks_shareable(const v1::VmConfig& config, const fs::path& store) 
     struct stat of_disk {};
     if (!vmm::is_written(disk) || ::stat(disk.path().c_str(), &of_disk) != 0) continue;  // the cut says what is wrong
     if (of_disk.st_dev == of_store.st_dev) continue;
-    return Error(Errc::kFailedPrecondition,
-                 fmt::format("disk {} is on another filesystem than the templates, which share its layers by hard links: "
-                             "put it on that of {}",
-                             disk.path(), store.string()));
+    return Error(
+        Errc::kFailedPrecondition,
+        fmt::format("disk {} is on another filesystem than the templates, which share its layers by hard links: "
+                    "put it on that of {}",
+                    disk.path(), store.string()));
   }
   return {};
 }
