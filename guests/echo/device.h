@@ -2,9 +2,9 @@
 #ifndef FVMM_GUESTS_ECHO_DEVICE_H_
 #define FVMM_GUESTS_ECHO_DEVICE_H_
 
-#include "lib/cpu.h"
+#include "virtio/rings.h"
 
-#define NET_BUFFERS 64  // of each queue; a power of two
+#define NET_BUFFERS RING_ENTRIES  // the buffer's number is its entry's, in both queues
 #define NET_BUFFER_BYTES 2048
 #define NET_HEADER_BYTES 12
 

@@ -5,6 +5,7 @@
 //   cpus=N   threads, one on each CPU, 1 to 16 (default 1)
 //   beat=N   milliseconds that a thread sleeps between two beats (default 20)
 //   net=N    eth0 has 10.77.0.N, 1 to 254, and a TCP server answers on port 7 (default: no network)
+//   vsock=N  a server answers on port N of the guest's vsock (default: none)
 //   disk=N   blocks of a file on /dev/vda (ext2) that the first thread writes and reads back, 1 to 1024 (default: none)
 //
 // Marks on the console: "INIT START", "BEAT cpu= step= sum=" (content.h), "NET up" when the network is, "DISK step="
@@ -14,6 +15,7 @@
 #include "linux/disk.h"
 #include "linux/net.h"
 #include "linux/syscalls.h"
+#include "linux/vsock.h"
 
 enum {
   kThreadsMax = 16,
@@ -30,6 +32,7 @@ struct Options {
   uint64_t beat_ms;
   uint64_t blocks;  // 0: no disk
   uint64_t net;     // 0: none
+  uint64_t vsock;   // 0: none
 };
 
 struct Line {
@@ -37,9 +40,9 @@ struct Line {
   unsigned length;
 };
 
-static struct Options options = {.pages = 512, .threads = 1, .beat_ms = 20, .net = 0, .blocks = 0};
+static struct Options options = {.pages = 512, .threads = 1, .beat_ms = 20, .net = 0, .vsock = 0, .blocks = 0};
 static struct Line typed;
-static _Alignas(16) unsigned char stacks[kThreadsMax + 1][kStackBytes];  // the last is the server's
+static _Alignas(16) unsigned char stacks[kThreadsMax + 2][kStackBytes];  // the last are the servers'
 
 static void put_text(struct Line* line, const char* text) {
   while (*text != 0 && line->length < kLineBytesMax - 1) line->text[line->length++] = *text++;
@@ -195,11 +198,11 @@ static void work(uint64_t cpu) {
 }
 
 // A thread: same memory and files, its own stack. It ends never, so nobody has to wait for it.
-static long start_thread(void (*what)(uint64_t), uint64_t cpu) {
+static long start_thread(void (*what)(uint64_t), uint64_t value, unsigned stack) {
   enum { kVmFsFilesSighandThread = 0x10f00 };
   register long r10 __asm__("r10") = 0;
   register long r8 __asm__("r8") = 0;
-  register uint64_t argument __asm__("r12") = cpu;
+  register uint64_t argument __asm__("r12") = value;
   register void (*function)(uint64_t) __asm__("r13") = what;
   long answer;
   __asm__ volatile(
@@ -213,7 +216,7 @@ static long start_thread(void (*what)(uint64_t), uint64_t cpu) {
       "jmp 2b\n"
       "1:"
       : "=a"(answer)
-      : "a"((long)kSysClone), "D"((long)kVmFsFilesSighandThread), "S"(stacks[cpu] + kStackBytes), "d"(0L), "r"(r10),
+      : "a"((long)kSysClone), "D"((long)kVmFsFilesSighandThread), "S"(stacks[stack] + kStackBytes), "d"(0L), "r"(r10),
         "r"(r8), "r"(argument), "r"(function), [pause] "i"(kSysPause)
       : "rcx", "r11", "memory");
   return answer;
@@ -228,6 +231,7 @@ __attribute__((noreturn, used)) void start_init(const long* stack) {
     read_option(words[i], "beat", 60000, &options.beat_ms);
     read_option(words[i], "disk", kBlocksMax, &options.blocks);
     read_option(words[i], "net", 254, &options.net);
+    read_option(words[i], "vsock", 65535, &options.vsock);
   }
   print_text("INIT START");
   const char* const wrong = options.blocks != 0 ? disk_start(options.blocks) : 0;
@@ -236,11 +240,14 @@ __attribute__((noreturn, used)) void start_init(const long* stack) {
     print_error(wrong);
   }
   for (uint64_t cpu = 1; cpu < options.threads; ++cpu) {
-    if (start_thread(work, cpu) < 0) print_text("ERROR no thread");
+    if (start_thread(work, cpu, (unsigned)cpu) < 0) print_text("ERROR no thread");
   }
   if (options.net != 0) {
     say_net(net_start(options.net));
-    if (start_thread(net_serve, kThreadsMax) < 0) print_text("ERROR no thread");
+    if (start_thread(net_serve, 0, kThreadsMax) < 0) print_text("ERROR no thread");
+  }
+  if (options.vsock != 0 && start_thread(vsock_serve, options.vsock, kThreadsMax + 1) < 0) {
+    print_text("ERROR no thread");
   }
   work(0);
   for (;;) syscall3(kSysPause, 0, 0, 0);

@@ -1,5 +1,6 @@
 #include "linux/net.h"
 
+#include "linux/echo.h"
 #include "linux/syscalls.h"
 
 enum {
@@ -14,7 +15,6 @@ enum {
   kSocketLevel = 1,
   kReuseAddress = 2,
   kEchoPort = 7,
-  kBytesAtOnce = 16384,
   kPathBytes = 128,
   kWriteOnly = 1,
 };
@@ -35,7 +35,7 @@ struct request {  // ifreq
   } value;
 };
 
-static unsigned char bytes[kBytesAtOnce];
+static unsigned char bytes[kEchoBytes];
 
 static struct request request_for_eth0(void) {
   struct request request = {.name = "eth0"};
@@ -63,18 +63,6 @@ const char* net_start(uint64_t host) {
   return configure((uint8_t)host);
 }
 
-static void serve_one(long connection) {
-  for (;;) {
-    const long got = syscall3(kSysRead, connection, (long)bytes, sizeof bytes);
-    if (got <= 0) return;
-    for (long sent = 0; sent < got;) {
-      const long more = syscall3(kSysWrite, connection, (long)(bytes + sent), got - sent);
-      if (more <= 0) return;
-      sent += more;
-    }
-  }
-}
-
 void net_serve(uint64_t unused) {
   (void)unused;
   const long listener = syscall3(kSysSocket, kInet, kStream, 0);
@@ -83,12 +71,7 @@ void net_serve(uint64_t unused) {
   const struct address everywhere = {.family = kInet, .port = kEchoPort << 8};
   if (syscall3(kSysBind, listener, (long)&everywhere, sizeof everywhere) < 0) return;
   if (syscall3(kSysListen, listener, 4, 0) < 0) return;
-  for (;;) {
-    const long connection = syscall3(kSysAccept, listener, 0, 0);
-    if (connection < 0) continue;
-    serve_one(connection);
-    syscall3(kSysClose, connection, 0, 0);
-  }
+  echo_serve(listener, bytes);
 }
 
 static const char* write_file(const char* path, const char* text, long count) {

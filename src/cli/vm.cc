@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <ostream>
 
 #include "base/id.h"
@@ -13,6 +14,7 @@
 #include "cli/disk_option.h"
 #include "cli/json.h"
 #include "cli/net_option.h"
+#include "cli/vsock_option.h"
 
 namespace fvmm::cli {
 namespace {
@@ -23,6 +25,7 @@ struct CreateOptions {
   std::vector<std::string> nets;
   std::uint32_t vcpus = 1;
   bool rng = false, console = false, balloon = false, acpi = false;
+  std::optional<std::string> vsock;
   bool start = false;
 };
 
@@ -48,6 +51,11 @@ int create(Session& session, const CreateOptions& options) {
   if (options.rng) config.add_virtio()->mutable_rng();
   if (options.console) config.add_virtio()->mutable_console();
   if (options.balloon) config.add_virtio()->mutable_balloon();
+  if (options.vsock) {
+    auto vsock = parse_vsock(*options.vsock);
+    if (!vsock) return session.fail(vsock.error(), kUsage);
+    *config.add_virtio()->mutable_vsock() = std::move(*vsock);
+  }
   for (const std::string& words : options.disks) {
     auto disk = parse_disk(words);
     if (!disk) return session.fail(disk.error(), kUsage);
@@ -81,6 +89,11 @@ void add_create(CLI::App& vm, Chosen& chosen) {
   command.add_flag("--rng", options->rng, "A virtio random number generator");
   command.add_flag("--console", options->console, "A virtio console (Linux: hvc0), beside the serial port");
   command.add_flag("--balloon", options->balloon, "A virtio balloon: the guest gives memory back (vm balloon)");
+  command
+      .add_option_function<std::string>(
+          "--vsock", [options](const std::string& words) { options->vsock = words; },
+          "Programs of host and guest reach each other over a unix socket: [path=SOCKET][,cid=N]; vm show has its path")
+      ->expected(0, 1);
   command
       .add_option("--disk", options->disks,
                   "A disk: path=FILE[,base=FILE][,readonly][,shared][,id=NAME]; may be given several times")
@@ -281,6 +294,7 @@ void print_vm(std::ostream& out, const v1::VmInfo& vm) {
     rows.push_back({fmt::format("net{}", i), net_text(config.nets(i), i < vm.nets_size() ? &vm.nets(i) : nullptr)});
   }
   for (auto& row : balloon_rows(vm)) rows.push_back(std::move(row));
+  if (vm.has_vsock()) rows.push_back({"vsock", vsock_text(vm.vsock())});
   std::erase_if(rows, [](const auto& row) { return row[1].empty(); });
   out << align(rows);
 }

@@ -9,6 +9,7 @@
 #include "daemon/call_worker.h"
 #include "daemon/registry.h"
 #include "daemon/resolve.h"
+#include "vmm/vsock_config.h"
 
 namespace fvmm::daemon {
 
@@ -144,6 +145,7 @@ Status Claim::drop_incoming() {
 Status Claim::settle_without_worker(const std::string& death) {
   const VmView vm = view();
   const auto session = read_session(vm.directory);
+  vmm::remove_dead_vsock(vm.record.config(), vm.directory);
   const WithoutWorker now = derive_without_worker(vm.record, session, death);
   if (now.drop_replica) return drop_incoming();
   if (vm.record.state() != v1::VM_INCOMING && now.state != v1::VM_UNSETTLED) {

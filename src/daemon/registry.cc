@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "vmm/vsock_config.h"
 
 namespace fvmm::daemon {
 
@@ -34,6 +35,10 @@ v1::VmInfo to_info(const VmView& view) {
   out.set_fencing_token(std::max(view.record.fencing_token(), view.info.fencing_token()));
   out.set_moved_to(view.moved_to());
   out.set_start_ms(view.start_ms);
+  if (const v1::VsockConfig* const vsock = vmm::vsock_of(view.record.config())) {
+    out.mutable_vsock()->set_path(vmm::vsock_path(*vsock, view.directory).string());
+    out.mutable_vsock()->set_cid(vmm::vsock_cid(*vsock));
+  }
   if (!view.worker) return out;
   out.set_worker_pid(view.worker->pid());
   *out.mutable_template_() = view.info.template_();
@@ -44,6 +49,7 @@ v1::VmInfo to_info(const VmView& view) {
   out.set_delta_unknown(view.info.delta_unknown());
   *out.mutable_nets() = view.info.nets();
   if (view.info.has_balloon()) *out.mutable_balloon() = view.info.balloon();
+  if (view.info.has_vsock()) *out.mutable_vsock() = view.info.vsock();
   out.set_completed_instructions(view.info.completed_instructions());
   out.set_seccomp(view.info.seccomp());
   return out;

@@ -146,7 +146,9 @@ constexpr auto kAnyArguments = std::to_array<int>({
     SCMP_SYS(umask),
     SCMP_SYS(unlink),
     SCMP_SYS(unlinkat),
-    // sockets; socket and socketpair are below
+    // sockets; socket and socketpair are below. Paths and addresses lie in memory, where no filter looks: what bounds
+    // bind, connect and accept4 is the domain. Unix: the control socket, consoles, and of a vsock device its path, and
+    // the paths of programs that the guest reaches for
     SCMP_SYS(accept),
     SCMP_SYS(accept4),
     SCMP_SYS(bind),

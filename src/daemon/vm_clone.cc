@@ -12,12 +12,13 @@
 #include "daemon/template_service.h"
 #include "daemon/vm_service.h"
 #include "vmm/net_config.h"
+#include "vmm/vsock_config.h"
 
 namespace fvmm::daemon {
 
 namespace {
 
-// Another VM: its networks get addresses of their own, and other places if the request says so.
+// Another VM: its networks get addresses of their own, and other places if the request says so; its vsock its own path.
 Status place_clone(v1::VmConfig& config, const v1::CloneRequest& request, unsigned number) {
   if (request.nets_size() != 0 && request.nets_size() != config.nets_size()) {
     return Error(Errc::kInvalidArgument,
@@ -38,6 +39,7 @@ Status place_clone(v1::VmConfig& config, const v1::CloneRequest& request, unsign
     }
   }
   vmm::give_macs(config);
+  vmm::forget_vsock_path(config);
   return {};
 }
 

@@ -129,6 +129,7 @@ void Worker::register_methods() {
     (void)cancel_migration();
     end_way_back();
     (void)stop_replication();
+    if (serial_.load() != nullptr) vm_->disconnect();  // the process ends without destructors: no socket stays behind
     server_->stop();
     return v1::Empty();
   });

@@ -58,6 +58,19 @@ void describe_balloon(vmm::Vm& vm, v1::WorkerInfo& info) {
   }
 }
 
+void describe_vsock(const vmm::Vm& vm, v1::WorkerInfo& info) {
+  if (vm.vsock() == nullptr) return;
+  const devices::VsockCounters counters = vm.vsock()->counters();
+  v1::VsockInfo& out = *info.mutable_vsock();
+  out.set_path(vm.vsock()->path());
+  out.set_cid(vm.vsock()->guest_cid());
+  out.set_connections(static_cast<std::uint32_t>(counters.connections));
+  out.set_opened(counters.opened);
+  out.set_refused(counters.refused);
+  out.set_received_bytes(counters.received_bytes);
+  out.set_sent_bytes(counters.sent_bytes);
+}
+
 }  // namespace
 
 Error no_guest() {
@@ -121,6 +134,7 @@ Result<v1::WorkerInfo> Worker::info() {
     now.set_completed_instructions(vm_->completed_instructions());
     describe_nets(*vm_, now);
     describe_balloon(*vm_, now);
+    describe_vsock(*vm_, now);
   }
   FVMM_TRY(counted);
   return now;

@@ -6,6 +6,7 @@
 #include "memory/resident.h"
 #include "migration/template_ref.h"
 #include "vmm/cpuid.h"
+#include "vmm/vsock_config.h"
 
 namespace fvmm::daemon {
 
@@ -32,6 +33,7 @@ Status Worker::dress(const std::shared_ptr<vmm::Vm>& shared, const v1::VmConfig&
   FVMM_TRY(vm.attach_devices(std::move(log)));
   devices::SerialOutput::Options console_log;
   console_log.log = std::filesystem::path(vm_directory) / "hvc0.log";
+  if (const auto* const vsock = vmm::vsock_of(config)) vm.give_vsock(FVMM_TRY(vmm::open_vsock(*vsock, vm_directory)));
   FVMM_TRY(vm.attach_virtio(config, std::move(console_log)));
   FVMM_TRY(vm.set_cpu(cpu), "set CPU");
   vm_directory_ = vm_directory;

@@ -128,7 +128,7 @@ Result<v1::MigrateResult> Worker::migrate_guest(migration::Guest& guest, const v
     options.why_mode = plan.why;
     result = run_session(guest, options, transport, ended);
   }
-  if (ended == migration::SourceState::kDone) vm_->disconnect_nets();  // it may come back before this worker ends
+  if (ended == migration::SourceState::kDone) vm_->disconnect();  // it may come back before this worker ends
   // Given back, but its disks could not be taken back.
   const bool stands = guest.machine->paused() && guest.machine->fenced();
   board_.change([&](v1::WorkerInfo& info) {
@@ -275,7 +275,7 @@ Result<v1::WorkerInfo> Worker::settle(const v1::WorkerSettleRequest& request) {
   FVMM_TRY(migration::FileJournal(vm_directory_).write(record));
   if (runs) return board_.get();
   if (!request.resume()) {
-    vm_->disconnect_nets();
+    vm_->disconnect();
     board_.change([&](v1::WorkerInfo& info) {
       info.set_state(v1::VM_MOVED);
       info.set_moved_to(record.peer());

@@ -80,7 +80,7 @@ Result<v1::ReplicaStatus> Worker::start_replication(const v1::WorkerReplicateReq
 // with this reason, and a migration under way does not commit.
 Status Worker::fence(const std::string& peer) {
   const Status parked = vm_->fence(fmt::format("the VM has been recovered at {} and may not run here any more", peer));
-  vm_->disconnect_nets();
+  vm_->disconnect();
   board_.end_as_moved(peer, "recovered there from a replica");  // fvmmd ends this worker
   (void)cancel_migration();
   return parked;

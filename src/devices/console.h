@@ -20,6 +20,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "base/units.h"
+#include "devices/bound_socket.h"
 #include "devices/device.h"
 
 namespace fvmm::devices {
@@ -102,7 +103,7 @@ class ConsoleServer {
   using Input = std::function<std::size_t(std::span<const std::byte>)>;
 
   /// Listens at `path` (at most 107 bytes, unix(7)); a socket left there by a dead process is replaced. `output`
-  /// outlives the server. kInvalidArgument for a long path, kAlreadyExists when something else is there, kIo.
+  /// outlives the server. Errors of BoundSocket.
   static Result<std::unique_ptr<ConsoleServer>> start(const std::filesystem::path& path, SerialOutput& output,
                                                       Input input);
   ~ConsoleServer();
@@ -122,7 +123,6 @@ class ConsoleServer {
 
  private:
   ConsoleServer(std::filesystem::path path, SerialOutput& output, Input input);
-  Status listen();
   void run();
   bool accept_client();  // false: out of descriptors or memory, try again later
   void serve_client(short events);
@@ -134,7 +134,7 @@ class ConsoleServer {
   const std::filesystem::path path_;
   SerialOutput& output_;
   const Input input_;
-  UniqueFd listener_;                   // server thread, once it runs
+  BoundSocket listener_;                // server thread, once it runs
   UniqueFd stop_;                       // eventfd
   UniqueFd client_;                     // server thread
   std::vector<std::byte> input_bytes_;  // server thread; at most kConsoleInputBytesMax

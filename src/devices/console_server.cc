@@ -1,39 +1,24 @@
 // ConsoleServer: one client at a time on a unix stream socket, one thread, poll(2).
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <poll.h>
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <string_view>
 
 #include "base/check.h"
-#include "base/file.h"
 #include "devices/console.h"
 
 namespace fvmm::devices {
 namespace {
 
-constexpr mode_t kSocketMode = 0660;
 constexpr int kBacklog = 4;
 constexpr int kClientSendBytes = 1024 * 1024;  // a burst of a full output buffer passes a client that reads at all
 constexpr std::string_view kBusy = "console is in use by another client\n";
-
-Status remove_stale_socket(const std::filesystem::path& path) {
-  struct stat info {};
-  if (::lstat(path.c_str(), &info) != 0) return {};  // nothing there; anything else shows in bind()
-  if (!S_ISSOCK(info.st_mode)) return Error(Errc::kAlreadyExists, "is there and is not a socket");
-  if (::unlink(path.c_str()) != 0 && errno != ENOENT) return Error(Errc::kIo, "unlink", errno);
-  return {};
-}
 
 }  // namespace
 
@@ -43,7 +28,8 @@ ConsoleServer::ConsoleServer(std::filesystem::path path, SerialOutput& output, I
 Result<std::unique_ptr<ConsoleServer>> ConsoleServer::start(const std::filesystem::path& path, SerialOutput& output,
                                                             Input input) {
   std::unique_ptr<ConsoleServer> server(new ConsoleServer(path, output, std::move(input)));
-  FVMM_TRY(server->listen(), "console " + path.string());
+  server->listener_ = FVMM_TRY(BoundSocket::bind(path), "console " + path.string());
+  FVMM_TRY(server->listener_.listen(kBacklog), "console " + path.string());
   server->stop_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!server->stop_) return Error(Errc::kIo, "eventfd", errno);
   server->thread_ = std::thread([raw = server.get()] { raw->run(); });
@@ -61,32 +47,7 @@ void ConsoleServer::stop() {
     FVMM_CHECK(::write(stop_.get(), &one, sizeof(one)) == sizeof(one), "an eventfd takes a 1");
     thread_.join();
   }
-  if (!listener_) return;
-  listener_.reset();
-  ::unlink(path_.c_str());  // the next start would replace it anyway
-}
-
-Status ConsoleServer::listen() {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  const std::string& name = path_.native();
-  if (name.size() >= sizeof(address.sun_path)) {
-    return Error(Errc::kInvalidArgument, fmt::format("{} bytes long, a socket's path has at most {}", name.size(),
-                                                     sizeof(address.sun_path) - 1));
-  }
-  std::memcpy(address.sun_path, name.data(), name.size());
-  FVMM_TRY(remove_stale_socket(path_));
-  UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!listener) return Error(Errc::kIo, "socket", errno);
-  // Before bind: the file is never there with wider permissions, whatever the umask. After it: nor with narrower ones.
-  if (::fchmod(listener.get(), kSocketMode) != 0) return Error(Errc::kIo, "fchmod", errno);
-  if (::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-    return Error(Errc::kIo, "bind", errno);
-  }
-  listener_ = std::move(listener);  // from here on stop() removes the file
-  if (::chmod(path_.c_str(), kSocketMode) != 0) return Error(Errc::kIo, "chmod", errno);
-  if (::listen(listener_.get(), kBacklog) != 0) return Error(Errc::kIo, "listen", errno);
-  return {};
+  listener_.close();
 }
 
 void ConsoleServer::run() {
@@ -96,7 +57,7 @@ void ConsoleServer::run() {
     const bool wants_input = client_ && !input_ended_ && input_bytes_.empty();
     std::array<pollfd, 3> fds{};
     fds[0] = {.fd = stop_.get(), .events = POLLIN, .revents = 0};
-    fds[1] = {.fd = can_accept ? listener_.get() : -1, .events = POLLIN, .revents = 0};
+    fds[1] = {.fd = can_accept ? listener_.fd() : -1, .events = POLLIN, .revents = 0};
     fds[2] = {.fd = client_.get(), .events = static_cast<short>(wants_input ? POLLIN : 0), .revents = 0};
     const bool retry = !input_bytes_.empty() || !can_accept;
     const int timeout_ms = retry ? static_cast<int>(kConsoleRetry.count()) : -1;
@@ -112,8 +73,10 @@ void ConsoleServer::run() {
 }
 
 bool ConsoleServer::accept_client() {
-  UniqueFd accepted(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-  if (!accepted) return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED;
+  auto taken = listener_.accept();
+  if (!taken) return false;
+  UniqueFd accepted = std::move(*taken);
+  if (!accepted) return true;
   if (client_) {
     ::send(accepted.get(), kBusy.data(), kBusy.size(), MSG_NOSIGNAL);  // best effort; closing says it too
     refused_clients_.fetch_add(1);

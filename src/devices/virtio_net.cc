@@ -100,23 +100,8 @@ void VirtioNet::wake() const {
   FVMM_CHECK(::write(doorbell_.get(), &one, sizeof one) == sizeof one || errno == EAGAIN, "an eventfd takes a 1");
 }
 
-// The mutex is not fair, and a busy thread would have it again before anybody else wakes up.
-std::unique_lock<DeadlineMutex> VirtioNet::take() const {
-  ++wanted_;
-  std::unique_lock lock(mutex_);
-  if (--wanted_ == 0) wanted_.notify_all();
-  return lock;
-}
-
-std::unique_lock<DeadlineMutex> VirtioNet::take(const Deadline& deadline) const {
-  ++wanted_;
-  std::unique_lock lock(mutex_, deadline.at());
-  if (--wanted_ == 0) wanted_.notify_all();
-  return lock;
-}
-
 void VirtioNet::activate(const Driver& driver) {
-  const auto lock = take();
+  const auto lock = turns_.take();
   driver_ = driver;
   fresh_ = true;
   const bool checksum = negotiated(net::kGuestCsum);
@@ -131,7 +116,7 @@ void VirtioNet::notify(unsigned) {
 }
 
 void VirtioNet::reset() {
-  const auto lock = take();
+  const auto lock = turns_.take();
   driver_ = {};
   filter_.reset(configured_);
   show_mac(configured_);
@@ -141,7 +126,7 @@ void VirtioNet::reset() {
 }
 
 Status VirtioNet::quiesce(const Deadline& deadline) {
-  const auto lock = take(deadline);
+  const auto lock = turns_.take(deadline);
   if (!lock) return Error(Errc::kDeadlineExceeded, "the network's thread is busy");
   quiet_ = true;
   return {};
@@ -149,7 +134,7 @@ Status VirtioNet::quiesce(const Deadline& deadline) {
 
 void VirtioNet::resume() {
   {
-    const auto lock = take();
+    const auto lock = turns_.take();
     quiet_ = false;
     gate_full_ = false;
   }
@@ -159,7 +144,7 @@ void VirtioNet::resume() {
 void VirtioNet::end_thread() {
   const std::lock_guard ending(ending_mutex_);
   {
-    const auto lock = take();
+    const auto lock = turns_.take();
     stopping_ = true;
   }
   wake();
@@ -168,12 +153,12 @@ void VirtioNet::end_thread() {
 
 void VirtioNet::disconnect() {
   end_thread();
-  const auto lock = take();
+  const auto lock = turns_.take();
   backend_->close();
 }
 
 NetCounters VirtioNet::counters() const {
-  const auto lock = take();
+  const auto lock = turns_.take();
   NetCounters counters = counters_;
   counters.send_dropped += backend_->dropped();
   return counters;
@@ -188,8 +173,7 @@ void VirtioNet::run() {
     (void)::poll(fds.data(), fds.size(), wait.milliseconds);
     std::uint64_t count = 0;
     (void)!::read(doorbell_.get(), &count, sizeof count);  // before looking: a later ring is not lost
-    for (unsigned others = wanted_; others != 0; others = wanted_) wanted_.wait(others);
-    const std::lock_guard lock(mutex_);
+    const auto lock = turns_.take_turn();
     if (stopping_) return;
     wait = work();
   }

@@ -16,12 +16,12 @@
 #include <thread>
 #include <vector>
 
-#include "base/deadline_mutex.h"
 #include "base/mac.h"
 #include "base/unique_fd.h"
 #include "devices/net_backend.h"
 #include "devices/net_filter.h"
 #include "devices/output_gate.h"
+#include "devices/turn_lock.h"
 #include "devices/virtio_device.h"
 
 namespace fvmm::devices {
@@ -112,8 +112,6 @@ class VirtioNet final : public VirtioDevice {
   [[nodiscard]] bool negotiated(std::uint64_t feature) const { return (driver_.features & feature) != 0; }
   void set_status(std::uint16_t bit, bool on);
   void show_mac(const Mac& mac);
-  std::unique_lock<DeadlineMutex> take() const;
-  std::unique_lock<DeadlineMutex> take(const Deadline& deadline) const;  // not owned: the deadline has passed
   void end_thread();
   void wake() const;
 
@@ -122,8 +120,7 @@ class VirtioNet final : public VirtioDevice {
   UniqueFd doorbell_;
   std::atomic<std::uint64_t> config_;  // struct virtio_net_config: mac, status; changed with the lock held
 
-  mutable std::atomic<unsigned> wanted_{0};  // how many wait for the lock, before whom the thread steps back
-  mutable DeadlineMutex mutex_;              // the queues and all below, down to stopping_
+  mutable TurnLock turns_;  // the queues and all below, down to stopping_
   std::unique_ptr<NetBackend> backend_;
   Driver driver_;
   NetFilter filter_;

@@ -17,7 +17,7 @@ Error bad(std::string_view why) {
 }  // namespace
 
 DeviceState VirtioNet::save() const {
-  const auto lock = take();
+  const auto lock = turns_.take();
   StateWriter writer;
   for (const std::uint8_t byte : configured_) writer.put(byte);
   writer.put(static_cast<std::uint16_t>(config_ >> (8 * kMacBytes)));
@@ -41,7 +41,7 @@ Status VirtioNet::load(const DeviceState& state) {
   if (!frame.empty() && (frame.size() < kNetHeaderBytes + kEthernetHeaderBytes || frame.size() > kNetFrameBytesMax)) {
     return bad("a waiting frame of an impossible length");
   }
-  const auto lock = take();
+  const auto lock = turns_.take();
   if (configured != configured_) filter.set_own(configured_);  // a clone: its driver does not know yet
   filter_ = std::move(filter);
   show_mac(filter_.own());

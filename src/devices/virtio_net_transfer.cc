@@ -186,7 +186,7 @@ void VirtioNet::fill(Virtqueue& queue, std::uint16_t chains) {
 
 void VirtioNet::announce() {
   {
-    const auto lock = take();
+    const auto lock = turns_.take();
     if (filter_.own() != filter_.known()) return;
     announcements_left_ = kNetAnnounceRounds;
     next_announcement_ = std::chrono::steady_clock::now();

@@ -5,7 +5,9 @@
 
 #include "base/result.h"
 #include "devices/device.h"
+#include "devices/output_gate.h"
 #include "devices/virtio_device.h"
+#include "devices/vsock_host.h"
 #include "proto/config.pb.h"
 
 namespace fvmm::vmm {
@@ -16,11 +18,12 @@ Status check_virtio(const v1::VmConfig& config);
 
 /// What the host side of devices needs; each outlives the device.
 struct VirtioBackends {
-  devices::OutputSink* console = nullptr;  // behind the output gate
+  devices::OutputSink* console = nullptr;               // behind the output gate
+  std::unique_ptr<devices::VsockHost> vsock = nullptr;  // the device's, from then on
+  devices::OutputGate* gate = nullptr;                  // for those that are not behind it yet
 };
 
-/// `config` has passed check_virtio().
-Result<std::unique_ptr<devices::VirtioDevice>> make_virtio(const v1::VirtioDevice& config,
-                                                           const VirtioBackends& backends);
+/// `config` has passed check_virtio(). kFailedPrecondition: a vsock device without its backend.
+Result<std::unique_ptr<devices::VirtioDevice>> make_virtio(const v1::VirtioDevice& config, VirtioBackends backends);
 
 }  // namespace fvmm::vmm

@@ -134,9 +134,14 @@ Status Vm::attach_virtio(const v1::VmConfig& config, devices::SerialOutput::Opti
       console_gated_ = std::make_unique<devices::GatedSink>(gate_, *console_output_);
       backends.console = console_gated_.get();
     }
-    auto device = FVMM_TRY(make_virtio(wanted, backends));
+    if (wanted.has_vsock()) {
+      backends.vsock = std::move(vsock_host_);
+      backends.gate = &gate_;
+    }
+    auto device = FVMM_TRY(make_virtio(wanted, std::move(backends)));
     if (wanted.has_console()) console_ = static_cast<devices::VirtioConsole*>(device.get());
     if (wanted.has_balloon()) balloon_ = static_cast<devices::VirtioBalloon*>(device.get());
+    if (wanted.has_vsock()) vsock_ = static_cast<devices::VirtioVsock*>(device.get());
     FVMM_TRY(virtio_->add(std::move(device)));
   }
   for (const v1::DiskConfig& wanted : config.disks()) {
@@ -154,8 +159,9 @@ void Vm::announce_nets() {
   for (devices::VirtioNet* net : nets_) net->announce();
 }
 
-void Vm::disconnect_nets() {
+void Vm::disconnect() {
   for (devices::VirtioNet* net : nets_) net->disconnect();
+  if (vsock_ != nullptr) vsock_->disconnect();
 }
 
 std::size_t Vm::console_input(std::span<const std::byte> bytes) {

@@ -26,6 +26,7 @@
 #include "devices/virtio_balloon.h"
 #include "devices/virtio_console.h"
 #include "devices/virtio_net.h"
+#include "devices/virtio_vsock.h"
 #include "memory/dirty.h"
 #include "memory/guest_memory.h"
 #include "memory/tracking.h"
@@ -73,6 +74,8 @@ class Vm {
   Status attach_virtio(const v1::VmConfig& config, devices::SerialOutput::Options console_log);
   /// The descriptors of the configuration's networks, in its order (net_config.h). Before attach_virtio().
   void give_nets(std::vector<UniqueFd> descriptors) { net_descriptors_ = std::move(descriptors); }
+  /// The socket of the configuration's vsock device (vsock_config.h), if it has one. Before attach_virtio().
+  void give_vsock(std::unique_ptr<devices::VsockHost> host) { vsock_host_ = std::move(host); }
   /// CPUID of every vCPU. Once, before boot() or load_state().
   Status set_cpu(const CpuidTable& table);
   /// How its writes are tracked; logged unless this says otherwise. Once, before memory is mapped.
@@ -144,8 +147,11 @@ class Vm {
   [[nodiscard]] const std::vector<devices::VirtioNet*>& nets() const { return nets_; }
   /// The guest has come to this host: its networks tell the switches around. Thread: any. After attach_virtio().
   void announce_nets();
-  /// The guest has left this host for good: its networks fall silent and their backends are free. Thread: any.
-  void disconnect_nets();
+  /// Null: it has none. Its methods for any thread may be called.
+  [[nodiscard]] const devices::VirtioVsock* vsock() const { return vsock_; }
+  /// The guest has left this host for good: its networks fall silent, nobody is connected to it over vsock any more,
+  /// and what they were connected to is free. Thread: any.
+  void disconnect();
   /// Everything that leaves this VM passes here.
   [[nodiscard]] devices::OutputGate& gate() { return gate_; }
 
@@ -191,10 +197,12 @@ class Vm {
   std::unique_ptr<devices::GatedSink> console_gated_;
   Disks disks_;  // their devices are in virtio_
   std::unique_ptr<VirtioSlots> virtio_;
-  devices::VirtioConsole* console_ = nullptr;  // one of virtio_
-  devices::VirtioBalloon* balloon_ = nullptr;  // one of virtio_
-  std::vector<UniqueFd> net_descriptors_;      // until attach_virtio()
-  std::vector<devices::VirtioNet*> nets_;      // of virtio_
+  devices::VirtioConsole* console_ = nullptr;       // one of virtio_
+  devices::VirtioBalloon* balloon_ = nullptr;       // one of virtio_
+  std::vector<UniqueFd> net_descriptors_;           // until attach_virtio()
+  std::vector<devices::VirtioNet*> nets_;           // of virtio_
+  std::unique_ptr<devices::VsockHost> vsock_host_;  // until attach_virtio()
+  devices::VirtioVsock* vsock_ = nullptr;           // one of virtio_
   VcpuEnvironment environment_;
   CpuidTable cpuid_;
   std::uint32_t host_tsc_khz_ = 0;

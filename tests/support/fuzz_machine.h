@@ -89,6 +89,7 @@ class FuzzMachine {
   void write(std::uint64_t offset, std::uint32_t value) { write(offset, std::as_bytes(std::span(&value, 1))); }
   /// What the host may want of a device meanwhile: input to a console, another size of a balloon.
   std::size_t push_input(std::span<const std::byte> bytes) {
+    kind_.host_input();
     if (auto* const balloon = dynamic_cast<devices::VirtioBalloon*>(&device().device())) {
       balloon->set_target(static_cast<std::uint32_t>(bytes.size()));
       balloon->ask_statistics();

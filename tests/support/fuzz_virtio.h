@@ -21,12 +21,20 @@ namespace fvmm::testing {
 
 class VirtioFuzz {
  public:
-  explicit VirtioFuzz(const VirtioKind& kind) : kind_(kind) {
+  /// @param prepare  what each machine's guest has written before anything else
+  explicit VirtioFuzz(
+      const VirtioKind& kind, const std::function<void(FuzzMachine&)>& prepare = [](FuzzMachine&) {})
+      : kind_(kind) {
     spdlog::default_logger_raw()->set_level(
         spdlog::level::off);  // what a guest does wrong goes into the log, and this one does little else
     machines_.push_back(std::make_unique<FuzzMachine>(kind_));
     if (!kind_.threaded) machines_.push_back(std::make_unique<FuzzMachine>(kind_));
+    each(prepare);
   }
+
+  /// Where a request of one buffer takes its 64 bytes from.
+  static constexpr std::uint64_t buffer(unsigned number) { return kBuffers + number * 64ULL; }
+  static constexpr unsigned kBufferCount = 64;
 
   void run(FuzzInput input) {
     if (!input.one_in(4)) start_driver(input);
@@ -204,7 +212,8 @@ class VirtioFuzz {
     const std::uint64_t to = queue(input);
     const auto head = static_cast<std::uint16_t>(input.below(kSize));
     const auto flags = to == kind_.queue ? kind_.buffer_flags : devices::virtio::kDescriptorWrite;
-    describe(rings(to) + 16ULL * head, {.address = kBuffers + input.below(64) * 64, .bytes = 64, .flags = flags});
+    describe(rings(to) + 16ULL * head,
+             {.address = kBuffers + input.below(kBufferCount) * 64, .bytes = 64, .flags = flags});
     make_available(input, to, head, 1);
   }
   /// Header, data in up to two buffers, a status byte: what most devices take for a request.

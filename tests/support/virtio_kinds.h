@@ -16,7 +16,9 @@
 #include "devices/virtio_console.h"
 #include "devices/virtio_net.h"
 #include "devices/virtio_rng.h"
+#include "devices/virtio_vsock.h"
 #include "support/fake_devices.h"
+#include "support/fake_vsock_host.h"
 #include "support/fake_wire.h"
 #include "support/threaded_device.h"
 #include "support/virtio_driver.h"
@@ -30,6 +32,7 @@ struct VirtioKind {
   std::uint16_t buffer_flags;  // device-writable or not
   bool threaded = false;       // serves on a thread of its own: two of them differ in timing
   bool keeps_own = false;      // of another VM's state it takes all but what makes it itself (a MAC address)
+  std::function<void()> host_input = [] {};  // what a fuzzed device's host may do meanwhile
 };
 
 /// A raw disk of zeros that nobody else sees.
@@ -49,6 +52,14 @@ inline std::unique_ptr<devices::VirtioNet> net_over_a_wire(std::shared_ptr<Wire>
       devices::VirtioNetSetup{.backend = std::make_unique<WireBackend>(std::move(wire), true),
                               .gate = open_gate,
                               .mac = {2, 0x11, 0x22, 0x33, 0x44, 0x55}});
+}
+
+/// A host of programs that only the test knows.
+inline std::unique_ptr<devices::VirtioVsock> vsock_over_pairs(
+    std::shared_ptr<Programs> programs = std::make_shared<Programs>()) {
+  static devices::OutputGate open_gate;
+  return std::make_unique<devices::VirtioVsock>(devices::VirtioVsockSetup{
+      .hub = {.guest_cid = 42, .host = std::make_unique<FakeVsockHost>(std::move(programs))}, .gate = open_gate});
 }
 
 inline const std::vector<VirtioKind>& virtio_kinds() {
@@ -76,6 +87,11 @@ inline const std::vector<VirtioKind>& virtio_kinds() {
        .buffer_flags = 0,
        .threaded = true,
        .keeps_own = true},
+      {.name = "vsock",
+       .make = [](devices::OutputSink&) { return vsock_over_pairs(); },
+       .queue = 1,
+       .buffer_flags = 0,
+       .threaded = true},
       {.name = "threaded",
        .make = [](devices::OutputSink&) { return std::make_unique<ThreadedDevice>(); },
        .queue = 0,

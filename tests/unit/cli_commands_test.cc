@@ -134,6 +134,16 @@ TEST_F(CliCommands, CreateSendsEveryOptionWithAbsolutePaths) {
       sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--rng", "--console", "--balloon"});
   EXPECT_NE(devices.find("virtio { rng { } } virtio { console { } } virtio { balloon { } }"), std::string::npos)
       << devices;
+  const std::vector<std::string> create{"vm", "create", "--memory", "16M", "--kernel", "/k"};
+  const auto with = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), create.begin(), create.end());
+    return words;
+  };
+  for (const auto& words : {with({"v", "--vsock"}), with({"--vsock", "v"}), with({"--vsock", "--start", "v"})}) {
+    EXPECT_NE(sent(words).find("virtio { vsock { } }"), std::string::npos) << sent(words);
+  }
+  EXPECT_NE(sent(with({"v", "--vsock", "path=/s,cid=9"})).find("vsock { cid: 9 path: \"/s\" }"), std::string::npos);
+  EXPECT_EQ(run(with({"v", "--vsock", "cid=1"})).code, kUsage);
   const std::string disks = sent({"vm", "create", "v", "--memory", "16M", "--kernel", "/k", "--disk", "path=/a,base=/b",
                                   "--disk", "path=/c,readonly,shared"});
   EXPECT_NE(disks.find("disks { path: \"/a\" base: \"/b\" } disks { path: \"/c\" readonly: true shared: true }"),

@@ -24,6 +24,8 @@
 
 #include "daemon/options.h"
 #include "daemon/process.h"
+#include "devices/bound_socket.h"
+#include "support/temp_dir.h"
 
 namespace fvmm::daemon {
 namespace {
@@ -75,6 +77,22 @@ TEST(Seccomp, WhatAWorkerDoesPasses) {
                               ::kill(::getpid(), 0) == 0 && ::prctl(PR_SET_NAME, "filtered") == 0;
                      }),
             0);
+}
+
+// What a vsock device's thread does: a path of its own, programs that connect to it, and one that it connects to.
+TEST(Seccomp, UnixSocketsMayListenAcceptAndConnect) {
+  const testing::TempDir directory;
+  const std::string path = (directory.path() / "s").string();
+  EXPECT_EQ(filtered(SeccompMode::kOn,
+                     [&] {
+                       auto bound = devices::BoundSocket::bind(path);
+                       if (!bound || !bound->listen(1)) return false;
+                       const auto program = devices::connect_to_path(path);
+                       const auto accepted = bound->accept();
+                       return program.ok() && accepted.ok() && *accepted && ::shutdown(accepted->get(), SHUT_WR) == 0;
+                     }),
+            0);
+  EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 #ifndef FVMM_SANITIZED  // whose threads are not the C library's alone

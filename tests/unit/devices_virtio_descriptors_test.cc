@@ -234,15 +234,17 @@ TEST_P(EveryVirtioDevice, ADirectBufferBeforeAnIndirectTableIsTaken) {
   driver.start(kFeatureIndirect);
   const unsigned queue = GetParam().queue;
   const std::uint16_t flags = GetParam().buffer_flags;
-  driver.put_descriptor(kTable, {.address = kDriverBuffers + 64, .bytes = 8, .flags = flags});
-  driver.describe(
-      queue, 0,
-      {.address = kDriverBuffers, .bytes = 8, .flags = static_cast<std::uint16_t>(flags | kDescriptorNext), .next = 1});
+  driver.put_descriptor(kTable, {.address = kDriverBuffers + 64, .bytes = 32, .flags = flags});
+  driver.describe(queue, 0,
+                  {.address = kDriverBuffers,
+                   .bytes = 32,
+                   .flags = static_cast<std::uint16_t>(flags | kDescriptorNext),
+                   .next = 1});
   driver.describe(queue, 1, {.address = kTable, .bytes = 16, .flags = kDescriptorIndirect | kDescriptorWrite});
   offer(driver, queue);
   const auto used = answer();
   ASSERT_TRUE(used.has_value());
-  EXPECT_EQ(used->bytes, flags != 0 ? 16U : 0U);
+  EXPECT_EQ(used->bytes, flags != 0 ? 64U : 0U);
 }
 
 TEST_P(EveryVirtioDevice, AFullQueueIsServedByOneNotification) {

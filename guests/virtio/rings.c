@@ -1,0 +1,107 @@
+#include "virtio/rings.h"
+
+#include "lib/boot.h"
+#include "virtio/find.h"
+#include "virtio/registers.h"
+
+#define NO_INTERRUPT 1
+
+struct ring {
+  volatile struct descriptor descriptors[RING_ENTRIES] __attribute__((aligned(16)));
+  volatile struct {
+    u16 flags, index;
+    u16 heads[RING_ENTRIES];
+    u16 used_event;
+  } driver __attribute__((aligned(4)));
+  volatile struct {
+    u16 flags, index;
+    struct {
+      u32 id, length;
+    } elements[RING_ENTRIES];
+    u16 avail_event;
+  } device __attribute__((aligned(4)));
+  u16 taken;
+};
+
+static struct ring rings[RINGS_MAX] __attribute__((aligned(4096)));
+static u64 base;
+static bool use_event_idx;
+
+static u32 get(u64 offset) {
+  return *(volatile u32*)(base + offset);
+}
+
+static void set(u64 offset, u32 value) {
+  mmio_write32(base + offset, value);
+}
+
+static void set_address(u64 offset, const volatile void* ring) {
+  set(offset, (u32)(u64)ring);
+  set(offset + 4, (u32)((u64)ring >> 32));
+}
+
+static void compiler_barrier(void) {
+  __asm__ volatile("" ::: "memory");
+}
+
+static void start_ring(u32 which) {
+  struct ring* const ring = &rings[which];
+  set(REG_QUEUE_SEL, which);
+  set(REG_QUEUE_SIZE, RING_ENTRIES);
+  set_address(REG_QUEUE_DESC, ring->descriptors);
+  set_address(REG_QUEUE_DRIVER, &ring->driver);
+  set_address(REG_QUEUE_DEVICE, &ring->device);
+  set(REG_QUEUE_READY, 1);
+  if (get(REG_QUEUE_READY) != 1) fatal("the device refuses a queue");
+  ring->driver.flags = NO_INTERRUPT;
+  ring->driver.used_event = 0x8000;  // far from any index for as long as we take answers in time
+}
+
+u64 rings_start(u32 type, u32 features, u32 queues, bool event_idx) {
+  const struct virtio_place place = virtio_find(type);
+  base = place.base;
+  use_event_idx = event_idx;
+  set(REG_STATUS, 0);
+  set(REG_STATUS, 1);
+  set(REG_STATUS, 1 | 2);
+  set(REG_DRIVER_FEATURES_SEL, 0);
+  set(REG_DRIVER_FEATURES, features | (event_idx ? FEATURE_EVENT_IDX : 0));
+  set(REG_DRIVER_FEATURES_SEL, 1);
+  set(REG_DRIVER_FEATURES, FEATURE_VERSION_1_HIGH);
+  set(REG_STATUS, 1 | 2 | 8);
+  if (!(get(REG_STATUS) & 8)) fatal("the device refuses the features");
+  for (u32 i = 0; i < queues; ++i) start_ring(i);
+  set(REG_STATUS, 1 | 2 | 8 | 4);
+  return place.slot;
+}
+
+u8 rings_config8(u64 offset) {
+  return *(volatile u8*)(base + REG_CONFIG + offset);
+}
+
+void rings_offer(u32 queue, u32 entry, const void* buffer, u32 bytes, bool device_writes) {
+  struct ring* const ring = &rings[queue];
+  volatile struct descriptor* const descriptor = &ring->descriptors[entry];
+  descriptor->address = (u64)buffer;
+  descriptor->bytes = bytes;
+  descriptor->flags = device_writes ? DESCRIPTOR_WRITE : 0;
+  const u16 index = ring->driver.index;
+  ring->driver.heads[index % RING_ENTRIES] = (u16)entry;
+  compiler_barrier();
+  ring->driver.index = (u16)(index + 1);
+  __asm__ volatile("lock; orl $0, (%%rsp)" ::: "memory");  // our index before its wish
+  const bool wanted = use_event_idx ? ring->device.avail_event == index : !(ring->device.flags & 1);
+  if (wanted) set(REG_QUEUE_NOTIFY, queue);
+}
+
+int rings_take(u32 queue, u32* written) {
+  struct ring* const ring = &rings[queue];
+  if (ring->device.index == ring->taken) return -1;
+  compiler_barrier();
+  const u16 at = ring->taken++ % RING_ENTRIES;
+  const u32 entry = ring->device.elements[at].id;
+  *written = ring->device.elements[at].length;
+  ring->driver.used_event = (u16)(ring->taken - 2);  // never passed: we poll
+  if (entry >= RING_ENTRIES) fatal("the device answers what was not asked");
+  return (int)entry;
+}
