@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/units.h"
 #include "devices/output_gate.h"
 #include "devices/turn_lock.h"
 #include "devices/virtio_device.h"
@@ -32,7 +33,7 @@ inline constexpr std::uint16_t kVsockQueueSize = 256;
 inline constexpr std::uint16_t kVsockEventQueueSize = 64;
 inline constexpr std::uint32_t kVsockStateVersion = 1;
 inline constexpr unsigned kVsockTurnPackets = 16;             // each way, before the thread lets others have the device
-inline constexpr std::size_t kVsockReadBytesMax = 64 * 1024;  // of a program's data in one packet
+inline constexpr std::size_t kVsockReadBytesMax = 64 * kKiB;  // of a program's data in one packet
 
 struct VirtioVsockSetup {
   VsockHubSetup hub;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -57,7 +56,8 @@ struct VsockPacket {
 struct VsockPorts {
   std::uint32_t host = 0;
   std::uint32_t guest = 0;
-  auto operator<=>(const VsockPorts&) const = default;
+  bool operator==(const VsockPorts&) const = default;
+  bool operator<(const VsockPorts& other) const { return host != other.host ? host < other.host : guest < other.guest; }
 };
 
 }  // namespace fvmm::devices
