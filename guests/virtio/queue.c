@@ -1,8 +1,7 @@
 #include "virtio/queue.h"
 
-#include "lib/boot.h"
-#include "virtio/find.h"
 #include "virtio/registers.h"
+#include "virtio/transport.h"
 
 #define QUEUE_SIZE 16  // power of two
 
@@ -21,45 +20,15 @@ struct device_ring {
 static volatile struct descriptor descriptors[QUEUE_SIZE] __attribute__((aligned(4096)));
 static volatile struct driver_ring driver_ring __attribute__((aligned(4096)));
 static volatile struct device_ring device_ring __attribute__((aligned(4096)));
-static u64 base;
 static bool use_event_idx;
 static u16 taken;
 
-static u32 get(u64 offset) {
-  return *(volatile u32*)(base + offset);
-}
-
-static void set(u64 offset, u32 value) {
-  mmio_write32(base + offset, value);
-}
-
-static void set_address(u64 offset, const volatile void* ring) {
-  set(offset, (u32)(u64)ring);
-  set(offset + 4, (u32)((u64)ring >> 32));
-}
-
 u64 queue_start(u32 type, bool event_idx) {
-  const struct virtio_place place = virtio_find(type);
-  base = place.base;
   use_event_idx = event_idx;
-  set(REG_STATUS, 0);
-  set(REG_STATUS, 1);
-  set(REG_STATUS, 1 | 2);
-  set(REG_DRIVER_FEATURES_SEL, 0);
-  set(REG_DRIVER_FEATURES, event_idx ? FEATURE_EVENT_IDX : 0);
-  set(REG_DRIVER_FEATURES_SEL, 1);
-  set(REG_DRIVER_FEATURES, FEATURE_VERSION_1_HIGH);
-  set(REG_STATUS, 1 | 2 | 8);
-  if (!(get(REG_STATUS) & 8)) fatal("the device refuses the features");
-  set(REG_QUEUE_SEL, 0);
-  set(REG_QUEUE_SIZE, QUEUE_SIZE);
-  set_address(REG_QUEUE_DESC, descriptors);
-  set_address(REG_QUEUE_DRIVER, &driver_ring);
-  set_address(REG_QUEUE_DEVICE, &device_ring);
-  set(REG_QUEUE_READY, 1);
-  if (get(REG_QUEUE_READY) != 1) fatal("the device refuses the queue");
-  set(REG_STATUS, 1 | 2 | 8 | 4);
-  return place.slot;
+  const u64 slot = transport_start(type, event_idx ? FEATURE_EVENT_IDX : 0);
+  transport_start_queue(0, QUEUE_SIZE, (struct queue_rings){descriptors, &driver_ring, &device_ring});
+  transport_driver_ok();
+  return slot;
 }
 
 u32 queue_last_head(void) {
@@ -67,15 +36,15 @@ u32 queue_last_head(void) {
 }
 
 u64 queue_config(u64 offset) {
-  return get(REG_CONFIG + offset) | (u64)get(REG_CONFIG + offset + 4) << 32;
+  return transport_get(REG_CONFIG + offset) | (u64)transport_get(REG_CONFIG + offset + 4) << 32;
 }
 
 void queue_config_write(u64 offset, u32 value) {
-  set(REG_CONFIG + offset, value);
+  transport_set(REG_CONFIG + offset, value);
 }
 
 void queue_acknowledge(void) {
-  set(REG_INTERRUPT_ACK, get(REG_INTERRUPT_STATUS));
+  transport_set(REG_INTERRUPT_ACK, transport_get(REG_INTERRUPT_STATUS));
 }
 
 void queue_offer(u64 address, u32 bytes) {
@@ -98,7 +67,7 @@ void queue_offer_chain(const struct queue_part* parts, u32 count) {
   __asm__ volatile("" ::: "memory");
   driver_ring.index = (u16)(index + 1);
   __asm__ volatile("lock; orl $0, (%%rsp)" ::: "memory");  // our index before its wish
-  if (use_event_idx ? device_ring.avail_event == index : !(device_ring.flags & 1)) set(REG_QUEUE_NOTIFY, 0);
+  if (use_event_idx ? device_ring.avail_event == index : !(device_ring.flags & 1)) transport_set(REG_QUEUE_NOTIFY, 0);
 }
 
 bool queue_answered(void) {
@@ -120,9 +89,10 @@ struct used_element queue_take(void) {
 }
 
 void queue_check_interrupt(void (*report)(const char* kind, u64 found, u64 expected)) {
-  u32 status = get(REG_INTERRUPT_STATUS);
-  for (u32 turns = 0; status == 0 && turns < 100000; ++turns) status = get(REG_INTERRUPT_STATUS);  // index first
+  u32 status = transport_get(REG_INTERRUPT_STATUS);
+  for (u32 turns = 0; status == 0 && turns < 100000; ++turns)
+    status = transport_get(REG_INTERRUPT_STATUS);  // index first
   if (status != 1) report("interrupt", status, 1);
-  set(REG_INTERRUPT_ACK, 1);
-  if (get(REG_INTERRUPT_STATUS) != 0) report("acknowledge", get(REG_INTERRUPT_STATUS), 0);
+  transport_set(REG_INTERRUPT_ACK, 1);
+  if (transport_get(REG_INTERRUPT_STATUS) != 0) report("acknowledge", transport_get(REG_INTERRUPT_STATUS), 0);
 }

@@ -1,8 +1,8 @@
 #include "virtio/rings.h"
 
 #include "lib/boot.h"
-#include "virtio/find.h"
 #include "virtio/registers.h"
+#include "virtio/transport.h"
 
 #define NO_INTERRUPT 1
 
@@ -24,21 +24,7 @@ struct ring {
 };
 
 static struct ring rings[RINGS_MAX] __attribute__((aligned(4096)));
-static u64 base;
 static bool use_event_idx;
-
-static u32 get(u64 offset) {
-  return *(volatile u32*)(base + offset);
-}
-
-static void set(u64 offset, u32 value) {
-  mmio_write32(base + offset, value);
-}
-
-static void set_address(u64 offset, const volatile void* ring) {
-  set(offset, (u32)(u64)ring);
-  set(offset + 4, (u32)((u64)ring >> 32));
-}
 
 static void compiler_barrier(void) {
   __asm__ volatile("" ::: "memory");
@@ -46,37 +32,21 @@ static void compiler_barrier(void) {
 
 static void start_ring(u32 which) {
   struct ring* const ring = &rings[which];
-  set(REG_QUEUE_SEL, which);
-  set(REG_QUEUE_SIZE, RING_ENTRIES);
-  set_address(REG_QUEUE_DESC, ring->descriptors);
-  set_address(REG_QUEUE_DRIVER, &ring->driver);
-  set_address(REG_QUEUE_DEVICE, &ring->device);
-  set(REG_QUEUE_READY, 1);
-  if (get(REG_QUEUE_READY) != 1) fatal("the device refuses a queue");
+  transport_start_queue(which, RING_ENTRIES, (struct queue_rings){ring->descriptors, &ring->driver, &ring->device});
   ring->driver.flags = NO_INTERRUPT;
   ring->driver.used_event = 0x8000;  // far from any index for as long as we take answers in time
 }
 
 u64 rings_start(u32 type, u32 features, u32 queues, bool event_idx) {
-  const struct virtio_place place = virtio_find(type);
-  base = place.base;
   use_event_idx = event_idx;
-  set(REG_STATUS, 0);
-  set(REG_STATUS, 1);
-  set(REG_STATUS, 1 | 2);
-  set(REG_DRIVER_FEATURES_SEL, 0);
-  set(REG_DRIVER_FEATURES, features | (event_idx ? FEATURE_EVENT_IDX : 0));
-  set(REG_DRIVER_FEATURES_SEL, 1);
-  set(REG_DRIVER_FEATURES, FEATURE_VERSION_1_HIGH);
-  set(REG_STATUS, 1 | 2 | 8);
-  if (!(get(REG_STATUS) & 8)) fatal("the device refuses the features");
+  const u64 slot = transport_start(type, features | (event_idx ? FEATURE_EVENT_IDX : 0));
   for (u32 i = 0; i < queues; ++i) start_ring(i);
-  set(REG_STATUS, 1 | 2 | 8 | 4);
-  return place.slot;
+  transport_driver_ok();
+  return slot;
 }
 
 u8 rings_config8(u64 offset) {
-  return *(volatile u8*)(base + REG_CONFIG + offset);
+  return transport_get8(REG_CONFIG + offset);
 }
 
 void rings_offer(u32 queue, u32 entry, const void* buffer, u32 bytes, bool device_writes) {
@@ -91,7 +61,7 @@ void rings_offer(u32 queue, u32 entry, const void* buffer, u32 bytes, bool devic
   ring->driver.index = (u16)(index + 1);
   __asm__ volatile("lock; orl $0, (%%rsp)" ::: "memory");  // our index before its wish
   const bool wanted = use_event_idx ? ring->device.avail_event == index : !(ring->device.flags & 1);
-  if (wanted) set(REG_QUEUE_NOTIFY, queue);
+  if (wanted) transport_set(REG_QUEUE_NOTIFY, queue);
 }
 
 int rings_take(u32 queue, u32* written) {
