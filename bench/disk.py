@@ -9,11 +9,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools"))
-import lab  # noqa: E402
+from qemu import microvm, printed
+import lab  # noqa: E402 (qemu.py has set the path)
 from lab import Daemon, wait_for  # noqa: E402
 
 BLK = os.path.join(os.path.dirname(lab.GUEST), "blk.elf")
@@ -51,18 +50,10 @@ def ours(root, image, cmdline):
 def qemus(root, image, cmdline):
     serial = os.path.join(root, "qemu.serial")
     process = subprocess.Popen(
-        ["qemu-system-x86_64", "-accel", "kvm", "-M", "microvm", "-cpu", "qemu64,-cx16", "-m", "64", "-nodefaults", "-no-user-config",
-         "-display", "none", "-serial", "file:" + serial, "-kernel", BLK, "-append", cmdline, "-global", "virtio-mmio.force-legacy=false",
-         "-drive", f"file={image},format=raw,if=none,id=d,readonly=on,cache=writeback,aio=io_uring", "-device", "virtio-blk-device,drive=d"])
-
-    def printed():
-        try:
-            with open(serial, errors="replace") as text:
-                return text.read()
-        except FileNotFoundError:
-            return ""
+        [*microvm(64, BLK, serial, cmdline), "-global", "virtio-mmio.force-legacy=false", "-drive",
+         f"file={image},format=raw,if=none,id=d,readonly=on,cache=writeback,aio=io_uring", "-device", "virtio-blk-device,drive=d"])
     try:
-        return figures(printed)
+        return figures(lambda: printed(serial))
     finally:
         process.kill()
         process.wait()

@@ -11,12 +11,11 @@ import socket
 import statistics
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools"))
-import lab  # noqa: E402
+from qemu import microvm, printed
+import lab  # noqa: E402 (qemu.py has set the path)
 from lab import Daemon, wait_for  # noqa: E402
 
 ECHO = os.path.join(os.path.dirname(lab.GUEST), "echo.elf")
@@ -98,17 +97,11 @@ def qemus(root, options):
     peer = Peer(os.path.join(root, "qemu.net"))
     serial = os.path.join(root, "qemu.serial")
     process = subprocess.Popen(
-        ["qemu-system-x86_64", "-accel", "kvm", "-M", "microvm", "-cpu", "qemu64,-cx16", "-m", "64", "-nodefaults", "-no-user-config",
-         "-display", "none", "-serial", "file:" + serial, "-kernel", ECHO, "-append", "beat=60000", "-global",
-         "virtio-mmio.force-legacy=false", "-netdev", "stream,id=n,server=off,addr.type=unix,addr.path=" + peer.path, "-device",
-         "virtio-net-device,netdev=n"])
+        [*microvm(64, ECHO, serial, "beat=60000"), "-global", "virtio-mmio.force-legacy=false", "-netdev",
+         "stream,id=n,server=off,addr.type=unix,addr.path=" + peer.path, "-device", "virtio-net-device,netdev=n"])
     try:
         peer.accept()
-
-        def up():
-            with open(serial, errors="replace") as text:
-                return "FVMM echo slot=" in text.read()
-        wait_for("the guest's driver in QEMU", lambda: os.path.exists(serial) and up())
+        wait_for("the guest's driver in QEMU", lambda: "FVMM echo slot=" in printed(serial))
         return measure(peer, options.rounds, options.seconds)
     finally:
         process.kill()

@@ -27,6 +27,21 @@ class GuestLost(Exception):
     """QEMU's migration completed, and the guest stands still."""
 
 
+def microvm(mib, kernel, serial, cmdline):
+    """QEMU as every benchmark here runs it; options of one may follow."""
+    return ["qemu-system-x86_64", "-accel", "kvm", "-M", "microvm", "-cpu", "qemu64,-cx16", "-m", str(mib), "-nodefaults", "-no-user-config",
+            "-display", "none", "-serial", "file:" + serial, "-kernel", kernel, "-append", cmdline]
+
+
+def printed(serial):
+    """What a guest has written to its serial port so far."""
+    try:
+        with open(serial, errors="replace") as text:
+            return text.read()
+    except FileNotFoundError:
+        return ""
+
+
 def connected(path):
     """A connection to the socket; None while nobody listens there."""
     connection = socket.socket(socket.AF_UNIX)
@@ -45,9 +60,7 @@ class Qemu:
         self.serial = os.path.join(root, name + ".serial")
         path = os.path.join(root, name + ".qmp")
         self.process = subprocess.Popen(
-            ["qemu-system-x86_64", "-accel", "kvm", "-M", "microvm", "-cpu", "qemu64,-cx16", "-m", str(mib), "-nodefaults",
-             "-no-user-config", "-display", "none", "-serial", "file:" + self.serial, "-qmp", f"unix:{path},server=on,wait=off",
-             "-kernel", GUEST, "-append", cmdline, *options])
+            [*microvm(mib, GUEST, self.serial, cmdline), "-qmp", f"unix:{path},server=on,wait=off", *options])
         self.socket = wait_for("QEMU's QMP socket", lambda: connected(path))
         self.stream = self.socket.makefile("r")
         self.stream.readline()  # greeting
@@ -69,11 +82,7 @@ class Qemu:
 
 
     def printed(self):
-        try:
-            with open(self.serial, errors="replace") as serial:
-                return serial.read()
-        except FileNotFoundError:
-            return ""
+        return printed(self.serial)
 
 
 def guest_gap_ms(host):
