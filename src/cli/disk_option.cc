@@ -2,9 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "cli/commands.h"
+#include "cli/words.h"
 
 namespace fvmm::cli {
 namespace {
@@ -33,11 +32,7 @@ Status take_word(std::string_view word, v1::DiskConfig& disk) {
 
 Result<v1::DiskConfig> parse_disk(std::string_view text) {
   v1::DiskConfig disk;
-  for (std::size_t at = 0; at <= text.size();) {
-    const std::size_t end = std::min(text.find(',', at), text.size());
-    FVMM_TRY(take_word(text.substr(at, end - at), disk), "--disk");
-    at = end + 1;
-  }
+  FVMM_TRY(for_each_word(text, [&](std::string_view word) { return take_word(word, disk); }), "--disk");
   if (disk.path().empty()) return Error(Errc::kInvalidArgument, "--disk: path=FILE is missing");
   return disk;
 }

@@ -7,6 +7,7 @@
 #include "base/mac.h"
 #include "base/units.h"
 #include "cli/commands.h"
+#include "cli/words.h"
 
 namespace fvmm::cli {
 namespace {
@@ -42,13 +43,7 @@ Status take_word(std::string_view word, v1::NetConfig& net) {
 
 Result<v1::NetConfig> parse_net(const std::string& text) {
   v1::NetConfig net;
-  std::string_view rest = text;
-  for (;;) {
-    const auto comma = rest.find(',');
-    FVMM_TRY(take_word(rest.substr(0, comma), net));
-    if (comma == std::string_view::npos) break;
-    rest.remove_prefix(comma + 1);
-  }
+  FVMM_TRY(for_each_word(text, [&](std::string_view word) { return take_word(word, net); }));
   if (net.backend_case() != v1::NetConfig::BACKEND_NOT_SET) return net;
   return Error(Errc::kInvalidArgument, fmt::format("--net {}: {}", text, kForm));
 }

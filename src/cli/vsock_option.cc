@@ -7,6 +7,7 @@
 
 #include "base/units.h"
 #include "cli/commands.h"
+#include "cli/words.h"
 
 namespace fvmm::cli {
 namespace {
@@ -37,13 +38,8 @@ Status take_word(std::string_view word, v1::VsockConfig& vsock) {
 Result<v1::VsockConfig> parse_vsock(const std::string& text) {
   v1::VsockConfig vsock;
   if (text.empty()) return vsock;
-  std::string_view rest = text;
-  for (;;) {
-    const auto comma = rest.find(',');
-    FVMM_TRY(take_word(rest.substr(0, comma), vsock));
-    if (comma == std::string_view::npos) return vsock;
-    rest.remove_prefix(comma + 1);
-  }
+  FVMM_TRY(for_each_word(text, [&](std::string_view word) { return take_word(word, vsock); }));
+  return vsock;
 }
 
 std::string vsock_text(const v1::VsockInfo& vsock) {
