@@ -21,13 +21,17 @@ fs::path place_of(const v1::VmConfig& config, const memory::DiskCut& cut) {
   return config.disks(static_cast<int>(cut.disk)).path();
 }
 
-/// It is not there yet, or nothing was written to it since it was made over the cut.
-Result<bool> is_untouched(const fs::path& path, const memory::DiskCut& cut) {
+enum class Found { kNothing, kUntouched, kOther };
+
+/// What is where a disk of the template is to be: nothing yet, a layer over the cut that nothing was written to, or
+/// something else.
+Result<Found> look_at(const fs::path& path, const memory::DiskCut& cut) {
   std::error_code error;
-  if (!fs::exists(path, error)) return true;
+  if (!fs::exists(path, error)) return Found::kNothing;
   const auto layer = FVMM_TRY(Layer::open(path, Layer::Access::kRead), "disk");
-  return layer->info().parent == cut.layers.front().id &&
-         layer->map().count(disk::ClusterState::kAbsent) == layer->map().clusters();
+  const bool untouched = layer->info().parent == cut.layers.front().id &&
+                         layer->map().count(disk::ClusterState::kAbsent) == layer->map().clusters();
+  return untouched ? Found::kUntouched : Found::kOther;
 }
 
 }  // namespace
@@ -93,7 +97,7 @@ Status place_disks(v1::VmConfig& config, const memory::TemplateInfo& from, const
 
 Result<bool> are_untouched(const v1::VmConfig& config, const memory::TemplateInfo& from) {
   for (const memory::DiskCut& cut : from.disks) {
-    if (!FVMM_TRY(is_untouched(place_of(config, cut), cut))) return false;
+    if (FVMM_TRY(look_at(place_of(config, cut), cut)) == Found::kOther) return false;
   }
   return true;
 }
@@ -101,15 +105,15 @@ Result<bool> are_untouched(const v1::VmConfig& config, const memory::TemplateInf
 Status make_clone_disks(const v1::VmConfig& config, const memory::TemplateInfo& from) {
   for (const memory::DiskCut& cut : from.disks) {
     const fs::path path = place_of(config, cut);
-    if (!FVMM_TRY(is_untouched(path, cut))) {
+    const Found found = FVMM_TRY(look_at(path, cut));
+    if (found == Found::kOther) {
       return Error(
           Errc::kFailedPrecondition,
           fmt::format("disk {} is there already, and is not what template {} begins with: name a path that does "
                       "not exist yet",
                       path.string(), from.name));
     }
-    std::error_code error;
-    if (fs::exists(path, error)) continue;
+    if (found == Found::kUntouched) continue;
     std::vector<fs::path> files;
     for (const memory::DiskLayerFile& layer : cut.layers) files.push_back(layer.file);
     FVMM_TRY(disk::make_over(path, files), "template " + from.name);

@@ -48,8 +48,6 @@ class TemplateOfGuest {
       : guest_(guest), request_(request), on_step_(on_step) {}
 
   Result<v1::TemplateInfo> stop() {
-    FVMM_TRY(guest_.machine->prepare_disk_cut());
-    const ScopeExit drop([this] { guest_.machine->drop_disk_cut(); });
     const auto began = std::chrono::steady_clock::now();
     memory::TemplateInfo info;
     {
@@ -63,8 +61,6 @@ class TemplateOfGuest {
 
   /// Engines chase and cow.
   Result<v1::TemplateInfo> running(const std::string& engine) {
-    FVMM_TRY(guest_.machine->prepare_disk_cut());
-    const ScopeExit drop([this] { guest_.machine->drop_disk_cut(); });
     FVMM_TRY(guest_.machine->dirty().harvest());
     auto since = guest_.machine->dirty().add_reader();
     since->put_back(guest_.since_base->pending());
@@ -186,6 +182,8 @@ class TemplateOfGuest {
 
 Result<v1::TemplateInfo> make_template(migration::Guest& guest, const std::string& engine,
                                        const v1::WorkerTemplateRequest& request, const migration::StepHook& on_step) {
+  FVMM_TRY(guest.machine->prepare_disk_cut());
+  const ScopeExit drop([&guest] { guest.machine->drop_disk_cut(); });
   TemplateOfGuest work(guest, request, on_step);
   return engine == "stop" ? work.stop() : work.running(engine);
 }
